@@ -1,0 +1,68 @@
+"""What a sample is conditioned on, as an opaque record: methods carry it and never look inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Conditioning(Mapping[str, Tensor]):
+    """Named tensors that share their first (batch) dimension, made by a backbone's adapter.
+
+    An unconditional model takes ``Conditioning.empty(batch_size)``.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], batch_size: int | None = None) -> None:
+        sizes = {len(value) for value in tensors.values()}
+        if batch_size is not None:
+            sizes.add(batch_size)
+        if len(sizes) != 1:
+            raise ValueError(f"conditioning tensors disagree on the batch size: {sorted(sizes)}")
+        self._tensors = dict(tensors)
+        self.batch_size = sizes.pop()
+
+    @classmethod
+    def empty(cls, batch_size: int) -> Conditioning:
+        """The conditioning of an unconditional model."""
+        return cls({}, batch_size)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Concatenate along the batch."""
+        names = parts[0].keys()
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in names}
+        return Conditioning(tensors, sum(part.batch_size for part in parts))
+
+    def select(self, index: Tensor | slice) -> Conditioning:
+        """The samples at ``index``."""
+        count = len(torch.arange(self.batch_size)[index])
+        return Conditioning({name: value[index] for name, value in self.items()}, count)
+
+    def expand(self, batch_size: int) -> Conditioning:
+        """Repeat a conditioning of one sample (the null conditioning) ``batch_size`` times."""
+        tensors = {k: v.expand(batch_size, *v.shape[1:]) for k, v in self.items()}
+        return Conditioning(tensors, batch_size)
+
+    def where(self, mask: Tensor, other: Conditioning) -> Conditioning:
+        """``self`` where ``mask`` (B,) is true, ``other`` elsewhere: condition dropout."""
+        picked = {}
+        for name, value in self.items():
+            keep = mask.to(value.device).reshape(-1, *([1] * (value.ndim - 1)))
+            picked[name] = torch.where(keep, value, other[name].to(value.device))
+        return Conditioning(picked, self.batch_size)
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """Move every tensor to ``device``."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.items()}
+        return Conditioning(moved, self.batch_size)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

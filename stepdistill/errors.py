@@ -1,0 +1,21 @@
+"""Errors that end a command with a sentence instead of a traceback, and their exit codes."""
+
+from __future__ import annotations
+
+
+class StepDistillError(Exception):
+    """Something a sentence explains. ``exit_code`` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UserError(StepDistillError):
+    """A mistake in what was asked: the message names the thing, the place and the mend."""
+
+    exit_code = 2
+
+
+class NonFiniteError(StepDistillError):
+    """A NaN or Inf in a loss or a gradient: names the step, the term and the role."""
+
+    exit_code = 3

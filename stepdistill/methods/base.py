@@ -1,0 +1,66 @@
+"""The contract between a method and the loop that trains it.
+
+A method is a pair of losses over a few roles. It computes; it never calls backward, steps, logs,
+saves or draws pictures. ``fit`` builds optimizers, clipping and checks from what is declared here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..draws import Draws
+from ..roles import Role
+
+
+class Batch(NamedTuple):
+    """One micro-batch: real samples if the data has them, their conditioning, and the draws."""
+
+    x0: Tensor | None
+    cond: Conditioning
+    draws: Draws
+
+
+class Loss(NamedTuple):
+    """A scalar to descend, and detached 0-dim tensors to log, by term."""
+
+    value: Tensor
+    logs: dict[str, Tensor]
+
+
+class Method(Protocol):
+    """What ``fit`` trains.
+
+    ``updates`` says which roles each loss trains, in the order in which an iteration runs them:
+    {"critic": ("critic", "head"), "generator": ("generator",)}. ``learning_rates`` has one entry a
+    role. The loss "generator" runs on every ``critic_steps``-th iteration, "critic" on each.
+    """
+
+    roles: dict[str, Role]
+    updates: dict[str, tuple[str, ...]]
+    learning_rates: dict[str, float]
+    critic_steps: int
+
+    def generator_loss(self, batch: Batch) -> Loss: ...
+
+
+class CriticMethod(Method, Protocol):
+    """A method with a critic has a second loss."""
+
+    def critic_loss(self, batch: Batch) -> Loss: ...
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """A row of ``stepdistill methods``."""
+
+    name: str
+    title: str
+    paper: str
+    needs_critic: bool
+    needs_data: bool
+    guidance: str
+    teachers: tuple[str, ...]

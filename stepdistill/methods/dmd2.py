@@ -1,0 +1,192 @@
+"""DMD2: distribution matching distillation (Yin et al. 2024b, arXiv:2405.14867).
+
+The generator descends the reverse KL between its noised samples and the teacher's,
+
+    grad KL(q_t || p_t) = E[ w_t (x0_fake - x0_real) dx0/dtheta ]              (DMD, Eq. 3 and 8)
+
+where x0_real is the (guided) teacher's prediction and x0_fake that of the critic, a copy of the
+teacher that follows the generator's distribution. A GAN term on real data, with a head on the
+critic's features, corrects what the teacher gets wrong (section 4.3). Several critic updates a
+generator update replace DMD's regression loss (4.2); several steps are trained on the student's own
+trajectory (4.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..denoisers import Denoiser, Denoises, Guided
+from ..discriminator import Discriminator, Noisy
+from ..errors import UserError
+from ..losses import (
+    approximate_r1,
+    dmd_gradient,
+    gan_discriminator,
+    gan_generator,
+    pseudo_loss,
+    squared_error,
+)
+from ..plans import StepPlan, backward_simulation
+from ..roles import Role
+from .base import Batch, Loss, MethodCard
+
+
+@dataclass(frozen=True)
+class DMD2Config:
+    """The paper's ImageNet-64 values, Table 6 there."""
+
+    generator_lr: float = 2e-6  # Adam, constant
+    critic_lr: float = 2e-6  # of the critic and its head
+    critic_steps: int = 5  # iterations a generator update: the critic learns in each (4.2)
+    guidance_scale: float = 1.0  # of the real score only; Imagen's form, 1 is off
+    t_min: float = 0.02  # matching times, U(t_min, t_max]: steps 20 to 980 of 1000, inclusive
+    t_max: float = 0.981
+    gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data
+    gan_critic_weight: float = 1e-2  # of the discriminator's loss beside the denoising loss
+    gan_own_noise: bool = True  # draw the GAN's (t, eps) apart from the matching ones
+    r1_weight: float = 0.0  # of approximate R1 (APT, Eq. 4), inside the discriminator's loss
+    r1_std: float = 0.1  # noise added to real samples there, in units of x0
+
+
+class DMD2:
+    """Two losses over generator, critic and (with a GAN) head.
+
+    ``teacher`` is the frozen Denoiser of samples of ``sample_shape``; ``null_cond`` is needed for guidance other than 1 and
+    ``discriminator`` for gan_weight > 0. Raises UserError where one is missing.
+    """
+
+    card = MethodCard(
+        name="dmd2",
+        title="Improved distribution matching distillation",
+        paper="Yin et al. 2024, arXiv:2405.14867",
+        needs_critic=True,
+        needs_data=True,
+        guidance="real score",
+        teachers=("any denoiser",),
+    )
+
+    def __init__(
+        self,
+        generator: Role,
+        critic: Role,
+        teacher: Denoiser,
+        plan: StepPlan,
+        config: DMD2Config,
+        *,
+        sample_shape: tuple[int, ...],
+        null_cond: Conditioning | None = None,
+        discriminator: Discriminator | None = None,
+    ) -> None:
+        if config.gan_weight > 0 and discriminator is None:
+            raise UserError("gan_weight > 0 needs a discriminator: pass one or set gan_weight=0")
+        self.generator, self.critic, self.plan, self.config = generator, critic, plan, config
+        self.schedule, self.sample_shape = teacher.schedule, sample_shape
+        self.real: Denoises = teacher
+        if config.guidance_scale != 1:
+            if null_cond is None:
+                raise UserError(
+                    f"guidance_scale={config.guidance_scale} needs a teacher with a null "
+                    "conditioning, and this one has none: set guidance_scale=1"
+                )
+            self.real = Guided(teacher, config.guidance_scale, null_cond)
+        self.gan = discriminator if config.gan_weight > 0 else None
+        self.roles = {"critic": critic, "generator": generator}
+        self.updates: dict[str, tuple[str, ...]] = {
+            "critic": ("critic",),
+            "generator": ("generator",),
+        }
+        self.learning_rates = {"critic": config.critic_lr, "generator": config.generator_lr}
+        self.critic_steps = config.critic_steps
+        if self.gan is not None:
+            self.roles["head"] = self.gan.head
+            self.updates["critic"] = ("critic", "head")
+            self.learning_rates["head"] = config.critic_lr
+
+    def generator_loss(self, batch: Batch) -> Loss:
+        """Distribution matching, plus gan_weight times the adversarial term."""
+        x0 = self._student(self.generator, batch)
+        fake = self._noised(x0, batch, self.config.t_min, self.config.t_max)
+        x0_fake, adversarial = self._judge(x0, fake, batch)
+        with torch.no_grad():
+            x0_real = self.real(*fake).x0_hat
+            gradient = dmd_gradient(x0, x0_real, x0_fake)
+        matching = pseudo_loss(x0, gradient).mean()
+        logs = {
+            "matching": matching.detach(),
+            "gan": adversarial.detach(),
+            "x0_mean": x0.detach().mean(),
+            "x0_std": x0.detach().std(),
+        }
+        return Loss(matching + self.config.gan_weight * adversarial, logs)
+
+    def critic_loss(self, batch: Batch) -> Loss:
+        """Denoising of the generator's samples over all times, plus the discriminator's loss."""
+        with torch.no_grad():
+            x0 = self._student(self.generator.frozen, batch)
+        noisy = self._noised(x0, batch)
+        if self.gan is None:
+            x0_hat = self.critic(*noisy).x0_hat
+            discrimination = x0.new_zeros(())
+        else:
+            x0_hat, discrimination = self._discriminate(x0, noisy, batch)
+        weight = self.critic.module.loss_weight(noisy.t).to(x0)
+        denoising = (weight * squared_error(x0_hat, x0)).mean()
+        logs = {"denoising": denoising.detach(), "discriminator": discrimination.detach()}
+        return Loss(denoising + self.config.gan_critic_weight * discrimination, logs)
+
+    def _judge(self, x0: Tensor, fake: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(the critic's x0_hat of ``fake``, the generator's adversarial loss)."""
+        if self.gan is not None and not self.config.gan_own_noise:
+            x0_fake, logits = self.gan.judge(self.critic, fake)
+            return x0_fake, gan_generator(logits).mean()
+        with torch.no_grad():
+            x0_fake = self.critic.frozen(*fake).x0_hat
+        if self.gan is None:
+            return x0_fake, x0.new_zeros(())
+        _, logits = self.gan.judge(self.critic, self._noised(x0, batch))
+        return x0_fake, gan_generator(logits).mean()
+
+    def _discriminate(self, x0: Tensor, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(x0_hat of ``noisy``, the discriminator's loss), in one pass of the critic."""
+        assert self.gan is not None
+        if batch.x0 is None:
+            raise UserError("gan_weight > 0 needs real samples, and the data has none")
+        fake = self._noised(x0, batch) if self.config.gan_own_noise else noisy
+        eps = batch.draws.normal_like(x0)
+        real = Noisy(self.schedule.add_noise(batch.x0, fake.t, eps), fake.t, batch.cond)
+        judged = [fake, real]
+        if self.config.r1_weight > 0:
+            nudged = batch.x0 + self.config.r1_std * batch.draws.normal_like(x0)
+            judged.append(Noisy(self.schedule.add_noise(nudged, fake.t, eps), fake.t, batch.cond))
+        x0_hat, logits = self.gan.learn(self.critic, noisy, tuple(judged))
+        loss = gan_discriminator(logits[0], logits[1]).mean()
+        if self.config.r1_weight > 0:
+            loss = loss + self.config.r1_weight * approximate_r1(logits[1], logits[2]).mean()
+        return x0_hat, loss
+
+    def _student(self, generator: Denoises, batch: Batch) -> Tensor:
+        """The student's x0 at an exit step of its plan, the same step on all ranks."""
+        shape = (batch.cond.batch_size, *self.sample_shape)
+        z = batch.draws.normal(*shape)
+        return backward_simulation(
+            generator,
+            self.generator.frozen,
+            self.schedule,
+            self.plan,
+            batch.draws.shared_index(self.plan.steps),
+            z,
+            batch.cond,
+            lambda: batch.draws.normal(*shape),
+        )
+
+    def _noised(
+        self, x0: Tensor, batch: Batch, t_min: float = 0.0, t_max: float = 1.0
+    ) -> Noisy:
+        """x_t at a fresh time in (t_min, t_max] with fresh noise."""
+        t = self.schedule.nearest(batch.draws.uniform(len(x0), t_min, t_max))
+        x_t = self.schedule.add_noise(x0, t, batch.draws.normal_like(x0))
+        return Noisy(x_t, t, batch.cond)

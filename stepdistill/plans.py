@@ -1,0 +1,142 @@
+"""StepPlan: the times of a few-step student, the only source of them anywhere.
+
+The same object drives the training roll-out, sampling, evaluation and the exported scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .conditioning import Conditioning
+from .denoisers import Denoises
+from .errors import UserError
+from .schedules import Schedule
+from .solvers import ddim
+
+# (schedule, x_t, x0_hat, t, s, fresh eps) -> x_s
+Move = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def renoise_move(
+    schedule: Schedule, x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, eps: Tensor
+) -> Tensor:
+    """Take x0_hat as a sample at time 0 and noise it to s: the kernel q(x_s | x_0).
+
+    Consistency models' Algorithm 1 (on EDM the variance is sigma_s^2 - sigma_min^2), and DMD2's
+    multi-step sampling (section 4.5), where sigma_0 = 0.
+    """
+    return schedule.renoise(x0_hat, torch.zeros_like(s), s, eps)
+
+
+def ode_move(
+    schedule: Schedule, x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, eps: Tensor
+) -> Tensor:
+    """A deterministic DDIM step from x_t to x_s; ``eps`` is not used."""
+    return ddim(schedule, x_t, x0_hat, t, s)
+
+
+MOVES: dict[str, Move] = {"renoise": renoise_move, "ode": ode_move}
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The decreasing times (1 = pure noise) at which the student is called, and how it moves on.
+
+    Raises UserError for times that do not fall, or leave (0, 1].
+    """
+
+    times: tuple[float, ...] = (1.0,)
+    move: Move = renoise_move
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
+        if not self.times or not falling or self.times[0] > 1 or self.times[-1] <= 0:
+            raise UserError(f"step times must fall from at most 1 and stay above 0: {self.times}")
+
+    @classmethod
+    def uniform(cls, steps: int, move: Move = renoise_move) -> StepPlan:
+        """t = 1, 1 - 1/n, ..., 1/n: evenly spaced, first pure noise."""
+        if steps < 1:
+            raise UserError(f"a plan needs at least 1 step, got {steps}")
+        return cls(tuple(1 - j / steps for j in range(steps)), move)
+
+    @property
+    def steps(self) -> int:
+        """Network calls a sample."""
+        return len(self.times)
+
+    def time(self, index: int, like: Tensor) -> Tensor:
+        """The ``index``-th time for each sample of ``like``: (B,) float64."""
+        return torch.full((len(like),), self.times[index], dtype=torch.float64, device=like.device)
+
+    def subset(self, steps: int) -> StepPlan:
+        """The evenly spaced part of this plan with ``steps`` calls; UserError if it has none."""
+        if steps < 1 or self.steps % steps:
+            allowed = [n for n in range(1, self.steps + 1) if self.steps % n == 0]
+            raise UserError(f"this student has {self.steps} trained steps: use one of {allowed}")
+        return StepPlan(self.times[:: self.steps // steps], self.move)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        names = {move: name for name, move in MOVES.items()}
+        return {"times": list(self.times), "move": names[self.move]}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> StepPlan:
+        """The inverse of :meth:`to_dict`."""
+        return cls(tuple(record["times"]), MOVES[record["move"]])
+
+
+def start(plan: StepPlan, schedule: Schedule, z: Tensor) -> Tensor:
+    """Unit noise z -> the student's first input at the plan's first time."""
+    return z * schedule.prior_std(plan.time(0, z)[:1]).to(z).item()
+
+
+def generate(
+    generator: Denoises,
+    schedule: Schedule,
+    plan: StepPlan,
+    z: Tensor,
+    cond: Conditioning,
+    fresh_eps: Callable[[], Tensor],
+) -> Tensor:
+    """Sample: x0 after all steps of the plan. ``fresh_eps`` draws noise like z, once a move."""
+    x_t, last = start(plan, schedule, z), plan.steps - 1
+    for j in range(last):
+        t, s = plan.time(j, z), plan.time(j + 1, z)
+        x_t = plan.move(schedule, x_t, generator(x_t, t, cond).x0_hat, t, s, fresh_eps())
+    return generator(x_t, plan.time(last, z), cond).x0_hat
+
+
+def backward_simulation(
+    generator: Denoises,
+    frozen_generator: Denoises,
+    schedule: Schedule,
+    plan: StepPlan,
+    exit_step: int,
+    z: Tensor,
+    cond: Conditioning,
+    fresh_eps: Callable[[], Tensor],
+) -> Tensor:
+    """The student's x0 at step ``exit_step`` of its own trajectory (DMD2, section 4.5).
+
+    The steps before run without gradient through ``frozen_generator``; gradient flows through the
+    last call alone. ``exit_step`` = 0 starts from exactly pure noise.
+    """
+    x_t = start(plan, schedule, z)
+    with torch.no_grad():
+        for j in range(exit_step):
+            t, s = plan.time(j, z), plan.time(j + 1, z)
+            x0_hat = frozen_generator(x_t, t, cond).x0_hat
+            x_t = plan.move(schedule, x_t, x0_hat, t, s, fresh_eps())
+    return generator(x_t, plan.time(exit_step, z), cond).x0_hat
+
+
+def teacher_times(steps: int) -> Sequence[float]:
+    """The n times of EDM's sampler: t = 1 ... 0 evenly, sigma_max to sigma_min (Eq. 5)."""
+    return [1 - j / (steps - 1) for j in range(steps)] if steps > 1 else [1.0]

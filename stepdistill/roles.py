@@ -1,0 +1,131 @@
+"""Roles: a denoiser (or a head) that trains, fully or by LoRA, and views of it that do not.
+
+Freezing is a property of a *view*: a second module skeleton over the same storage. Every call says
+what flows:
+
+    with torch.no_grad(): role.frozen(...)   # nothing
+    role.frozen(...)                         # into the inputs only
+    role(...)                                # into the weights
+
+A view follows optimizer steps and loads, survives gradient checkpointing (no flag changes between
+forward and recomputation) and is always in eval mode. Switching ``requires_grad`` or LoRA adapters
+instead is silently wrong, because both end before ``backward`` runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from torch.nn import Parameter
+
+from .denoisers import Denoiser
+from .errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def share(module: M, *, frozen: bool) -> M:
+    """A second skeleton of ``module`` over the same storage.
+
+    Frozen: parameters are detached views, in eval mode. Otherwise the very same Parameters.
+    """
+    memo: dict[int, Any] = {}
+    for p in module.parameters():
+        memo[id(p)] = Parameter(p.detach(), requires_grad=False) if frozen else p
+    for b in module.buffers():
+        memo[id(b)] = b
+    skeleton = copy.deepcopy(module, memo)
+    return skeleton.eval() if frozen else skeleton
+
+
+class Role:
+    """A module with weights that learn. Called, it runs through its DDP wrapper once prepared."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        self._call: nn.Module = module
+        self._view: nn.Module | None = None
+        self._trainable: dict[str, Parameter] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    @property
+    def frozen(self) -> nn.Module:
+        """The view whose weights do not learn, in eval mode; made on first use."""
+        if self._view is None:
+            self._view = share(self.module, frozen=True)
+        return self._view
+
+    def trainable(self) -> dict[str, Parameter]:
+        """The parameters that learn, by name."""
+        if self._trainable is None:
+            named = self.module.named_parameters()
+            self._trainable = {name: p for name, p in named if p.requires_grad}
+        return self._trainable
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Move to the accelerator's device and wrap for its ranks; drops the view and the cache.
+
+        Preparing may reallocate parameters (``.to``), after which an old view shares nothing.
+        """
+        self._view = self._trainable = None
+        self._call = accelerator.prepare_model(self.module)
+
+    def check_sharing(self) -> None:
+        """Raise RuntimeError if the frozen view no longer shares this role's storage."""
+        own = {p.data_ptr() for p in self.module.parameters()}
+        if any(p.data_ptr() not in own for p in self.frozen.parameters()):
+            raise RuntimeError(f"the frozen view of {self.name} lost its weights: it was moved")
+
+    @contextlib.contextmanager
+    def unsynchronised(self, accelerator: Accelerator, active: bool) -> Iterator[None]:
+        """No gradient all-reduce inside (all but the last micro-batch) while ``active``."""
+        with accelerator.no_sync(self._call) if active else contextlib.nullcontext():
+            yield
+
+
+def full(name: str, denoiser: nn.Module) -> Role:
+    """A role with its own copy of all weights."""
+    module = copy.deepcopy(denoiser).requires_grad_(True).train()
+    return Role(name, module)
+
+
+def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
+    """A role that learns LoRA adapters over the very weights of ``denoiser``.
+
+    Several such roles and the teacher keep one base in memory; each is a skeleton of its own with an
+    adapter called "default". Raises UserError if ``config.target_modules`` match nothing.
+    """
+    module = share(denoiser, frozen=False).train()
+    module.requires_grad_(False)
+    try:
+        inject_adapter_in_model(config, module.backbone.network, "default")
+    except ValueError as error:
+        raise UserError(f"LoRA for the {name} found nothing to adapt: {error}") from error
+    return Role(name, module)
+
+
+def merged(role: Role) -> nn.Module:
+    """A true copy of the role's module with its adapters fused; the shared base stays as it is."""
+    module = copy.deepcopy(role.module)
+    network = module.backbone.network
+    for name, child in list(network.named_modules()):
+        if hasattr(child, "merge") and hasattr(child, "get_base_layer"):
+            child.merge()
+            parent_name, _, attribute = name.rpartition(".")
+            parent = network.get_submodule(parent_name)
+            base = child.get_base_layer()
+            if isinstance(parent, nn.ModuleList | nn.Sequential):
+                parent[int(attribute)] = base
+            else:
+                setattr(parent, attribute, base)
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+    return module
