@@ -1,0 +1,1 @@
+"""Step distillation of diffusion and flow models, measured."""

@@ -114,7 +114,9 @@ class VPSchedule(Schedule):
         position = t.double() * self.num_steps
         knots = self.knots.to(t.device)
         # float32 times land next to a knot: take them as the knot
-        position = torch.where((position - position.round()).abs() < 1e-4, position.round(), position)
+        position = torch.where(
+            (position - position.round()).abs() < 1e-4, position.round(), position
+        )
         low = position.floor().clamp(0, self.num_steps - 1).long()
         abar = knots[low] + (position - low) * (knots[low + 1] - knots[low])
         return abar.sqrt(), (1 - abar).sqrt()

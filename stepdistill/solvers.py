@@ -19,9 +19,7 @@ from .schedules import Schedule, expand_like
 Step = Callable[[Denoises, Schedule, Tensor, Tensor, Tensor, Conditioning], Tensor]
 
 
-def ddim(
-    schedule: Schedule, x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, /
-) -> Tensor:
+def ddim(schedule: Schedule, x_t: Tensor, x0_hat: Tensor, t: Tensor, s: Tensor, /) -> Tensor:
     """x_s = alpha_s x0_hat + sigma_s eps_hat, eps_hat = (x_t - alpha_t x0_hat)/sigma_t.
 
     Song et al., DDIM, 2021, Eq. 12 with eta = 0. Exact in one step for a point mass, holds at zero

@@ -89,7 +89,9 @@ class GaussianMixture(nn.Module):
         return joint.masked_fill(out, -math.inf)
 
 
-def ring(schedule: Schedule, modes: int = 8, radius: float = 2.0, std: float = 0.2) -> GaussianMixture:
+def ring(
+    schedule: Schedule, modes: int = 8, radius: float = 2.0, std: float = 0.2
+) -> GaussianMixture:
     """``modes`` equal Gaussians on a circle in 2-D: the standard test of mode coverage."""
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)

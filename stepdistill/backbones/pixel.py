@@ -1,0 +1,149 @@
+"""The pixel family: diffusers' UNet2DModel with EDM preconditioning, unconditional or by class.
+
+A folder of this family is a ``ConsistencyModelPipeline``: its scheduler's config carries sigma_min,
+sigma_max, sigma_data and rho. The network is fed 250 ln sigma, so a student runs in the stock
+pipeline with nothing of ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+from torch import Tensor, nn
+
+from ..conditioning import Conditioning
+from ..denoisers import Backbone, Denoiser, PredictsEDM
+from ..errors import UserError
+from ..plans import StepPlan, renoise_move
+from ..schedules import EDMSchedule
+from ..teachers import Teacher
+
+NOISE_SCALE = 250.0  # CMStochasticIterativeScheduler feeds 1000 * 0.25 * ln sigma
+PIPELINE = "ConsistencyModelPipeline"
+
+
+class PixelBackbone(Backbone):
+    """UNet2DModel behind the Backbone contract; its middle block is tapped."""
+
+    network: UNet2DModel
+
+    def __init__(self, network: UNet2DModel) -> None:
+        super().__init__(network)
+        self.tap(network.mid_block)
+
+    def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+        labels = cond.get("class_labels")
+        output: Tensor = self.network(x, timestep, class_labels=labels, return_dict=False)[0]
+        return output
+
+
+def load(folder: Path, card: dict[str, Any]) -> Teacher:
+    """The teacher in a ConsistencyModelPipeline folder.
+
+    ``card`` is its ``stepdistill.json``, {} for someone else's folder; it names the null class.
+    """
+    pipeline = ConsistencyModelPipeline.from_pretrained(folder)
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    if not isinstance(scheduler, CMStochasticIterativeScheduler):
+        raise UserError(
+            f"{folder}: the pixel family needs CMStochasticIterativeScheduler, which states the "
+            f"EDM noise range, and this folder has {type(scheduler).__name__}"
+        )
+    return teacher(str(folder), unet, scheduler, card.get("null_class"))
+
+
+def teacher(
+    name: str, unet: UNet2DModel, scheduler: CMStochasticIterativeScheduler, null_class: int | None
+) -> Teacher:
+    """A Teacher from the parts of the pipeline. ``null_class`` is the label that means none."""
+    config = scheduler.config
+    schedule = EDMSchedule(config.sigma_min, config.sigma_max, config.rho)
+    parametrization = PredictsEDM(config.sigma_data, noise_scale=NOISE_SCALE)
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    embeds = unet.config.num_class_embeds
+    classes = None if embeds is None else embeds - (null_class is not None)
+    null = (
+        None if null_class is None else Conditioning({"class_labels": torch.tensor([null_class])})
+    )
+    denoiser = Denoiser(PixelBackbone(unet), schedule, parametrization).eval()
+    return Teacher(
+        name=name,
+        family="pixel",
+        denoiser=denoiser.requires_grad_(False),
+        sample_shape=(unet.config.in_channels, height, width),
+        null_cond=null,
+        num_classes=classes,
+    )
+
+
+def encode(teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
+    """Class numbers -> Conditioning. UserError for one that the teacher does not have."""
+    if teacher.num_classes is None:
+        return Conditioning.empty(len(prompts))
+    labels = torch.tensor([int(p) for p in prompts])
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < teacher.num_classes:
+        raise UserError(
+            f"class labels must lie in 0 to {teacher.num_classes - 1}: {labels.tolist()}"
+        )
+    return Conditioning({"class_labels": labels})
+
+
+def student(teacher: Teacher) -> Denoiser:
+    """The teacher's network in the form the stock pipeline samples: the identity at sigma_min.
+
+    Consistency-model scalings (Song et al. 2023, appendix C) differ from EDM's by sigma_min alone.
+    """
+    source = teacher.denoiser.parametrization
+    schedule = teacher.denoiser.schedule
+    assert isinstance(source, PredictsEDM) and isinstance(schedule, EDMSchedule)
+    parametrization = PredictsEDM(source.sigma_data, schedule.sigma_min, source.noise_scale)
+    backbone = copy.deepcopy(teacher.denoiser.backbone)
+    return Denoiser(backbone, schedule, parametrization)
+
+
+def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -> None:
+    """Write a ConsistencyModelPipeline folder whose default scheduler call is ``plan``.
+
+    Two surprises of the stock pipeline are exported away: its scheduler clamps x0 by default
+    (clip_denoised is off here), and a call without labels draws from every class embedding (the null
+    class is cut off here). UserError for a plan that the scheduler cannot reproduce.
+    """
+    assert isinstance(generator, Denoiser) and isinstance(generator.schedule, EDMSchedule)
+    parametrization = generator.parametrization
+    assert isinstance(parametrization, PredictsEDM)
+    steps = plan.steps
+    if plan != StepPlan.uniform(steps, renoise_move):
+        raise UserError(
+            f"the pixel pipeline re-noises at evenly spaced times; it cannot follow {plan.to_dict()}"
+        )
+    schedule = generator.schedule
+    scheduler = CMStochasticIterativeScheduler(
+        # n of n + 1 points: the scheduler's ramp j / (num_train_timesteps - 1) is then j / n
+        num_train_timesteps=steps + 1,
+        sigma_min=schedule.sigma_min,
+        sigma_max=schedule.sigma_max,
+        sigma_data=parametrization.sigma_data,
+        rho=schedule.rho,
+        clip_denoised=False,
+    )
+    network = generator.backbone.network
+    assert isinstance(network, UNet2DModel)
+    unet = _without_null_class(network, teacher.num_classes)
+    ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
+
+
+def _without_null_class(unet: UNet2DModel, classes: int | None) -> UNet2DModel:
+    """A copy of ``unet`` with the first ``classes`` class embeddings."""
+    config = {**unet.config, "num_class_embeds": classes}
+    copied = UNet2DModel.from_config(config)
+    weights = dict(unet.state_dict())
+    if classes is not None:
+        weights["class_embedding.weight"] = weights["class_embedding.weight"][:classes]
+    copied.load_state_dict(weights)
+    return copied.eval()
