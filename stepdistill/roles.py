@@ -17,15 +17,17 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from accelerate import Accelerator
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import Parameter
 
 from .denoisers import Denoiser
 from .errors import UserError
+
+if TYPE_CHECKING:  # both take seconds to import, and most roles need neither
+    from accelerate import Accelerator
+    from peft import LoraConfig
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -103,6 +105,8 @@ def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
     Several such roles and the teacher keep one base in memory; each is a skeleton of its own with an
     adapter called "default". Raises UserError if ``config.target_modules`` match nothing.
     """
+    from peft import inject_adapter_in_model
+
     module = share(denoiser, frozen=False).train()
     module.requires_grad_(False)
     try:

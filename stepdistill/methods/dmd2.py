@@ -183,9 +183,7 @@ class DMD2:
             lambda: batch.draws.normal(*shape),
         )
 
-    def _noised(
-        self, x0: Tensor, batch: Batch, t_min: float = 0.0, t_max: float = 1.0
-    ) -> Noisy:
+    def _noised(self, x0: Tensor, batch: Batch, t_min: float = 0.0, t_max: float = 1.0) -> Noisy:
         """x_t at a fresh time in (t_min, t_max] with fresh noise."""
         t = self.schedule.nearest(batch.draws.uniform(len(x0), t_min, t_max))
         x_t = self.schedule.add_noise(x0, t, batch.draws.normal_like(x0))

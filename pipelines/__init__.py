@@ -1,0 +1,1 @@
+"""Single-file diffusers pipelines that travel with weights no stock class fits."""

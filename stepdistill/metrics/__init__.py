@@ -1,0 +1,1 @@
+"""Numbers about samples: feature moments, Frechet distance, accuracy, diversity, latency."""

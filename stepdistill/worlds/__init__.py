@@ -1,0 +1,1 @@
+"""The bundled worlds: teachers, classifiers and references, as data."""
