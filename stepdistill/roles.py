@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -116,20 +117,39 @@ def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
     return Role(name, module)
 
 
+@dataclass(frozen=True)
+class LoRAOptions:
+    """LoRA instead of full weights, for generator and critic over one base network."""
+
+    rank: int = 0  # 0: train all weights
+    alpha: float = 8.0  # the update is scaled by alpha / rank
+    targets: tuple[str, ...] = ()  # layer names; default: those of the teacher's family
+
+
+FULL = LoRAOptions()
+
+
+def trainable_role(
+    name: str, denoiser: Denoiser, options: LoRAOptions, family_targets: list[str]
+) -> Role:
+    """``denoiser`` as a role: a full copy, or adapters over its own weights if a rank is set."""
+    if options.rank == 0:
+        return full(name, denoiser)
+    from peft import LoraConfig
+
+    targets = list(options.targets) or family_targets
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+    return lora(name, denoiser, config)
+
+
 def merged(role: Role) -> nn.Module:
     """A true copy of the role's module with its adapters fused; the shared base stays as it is."""
+    from peft.tuners.lora import LoraLayer
+
     module = copy.deepcopy(role.module)
-    network = module.backbone.network
-    for name, child in list(network.named_modules()):
-        if hasattr(child, "merge") and hasattr(child, "get_base_layer"):
-            child.merge()
-            parent_name, _, attribute = name.rpartition(".")
-            parent = network.get_submodule(parent_name)
-            base = child.get_base_layer()
-            if isinstance(parent, nn.ModuleList | nn.Sequential):
-                parent[int(attribute)] = base
-            else:
-                setattr(parent, attribute, base)
-    if hasattr(network, "peft_config"):
-        del network.peft_config
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, layer.get_base_layer())
     return module

@@ -45,14 +45,23 @@ class Teacher:
         cond: Conditioning = self._adapter.encode(self, prompts)
         return cond
 
+    def probe(self) -> Conditioning:
+        """The conditioning of one sample, to find shapes with."""
+        return self.null_cond if self.null_cond is not None else self.encode([0])
+
     def student(self) -> Denoiser:
-        """A trainable copy of the network, in the form that this family's pipeline samples."""
+        """The same network (not a copy) in the form that this family's pipeline samples."""
         denoiser: Denoiser = self._adapter.student(self)
         return denoiser
 
     def save_student(self, generator: nn.Module, plan: StepPlan, folder: Path) -> None:
         """Write ``generator`` as a stock diffusers folder that follows ``plan``."""
         self._adapter.save(generator, self, plan, folder)
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """The layers a LoRA role adapts unless told otherwise."""
+        return list(self._adapter.LORA_TARGETS)
 
     @property
     def _adapter(self) -> ModuleType:

@@ -7,7 +7,6 @@ pipeline with nothing of ours.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ..schedules import EDMSchedule
 from ..teachers import Teacher
 
 NOISE_SCALE = 250.0  # CMStochasticIterativeScheduler feeds 1000 * 0.25 * ln sigma
-PIPELINE = "ConsistencyModelPipeline"
+LORA_TARGETS = ["conv1", "conv2", "time_emb_proj", "to_q", "to_k", "to_v", "to_out.0"]
 
 
 class PixelBackbone(Backbone):
@@ -95,7 +94,7 @@ def encode(teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
 
 
 def student(teacher: Teacher) -> Denoiser:
-    """The teacher's network in the form the stock pipeline samples: the identity at sigma_min.
+    """The teacher's own network in the form the stock pipeline samples: the identity at sigma_min.
 
     Consistency-model scalings (Song et al. 2023, appendix C) differ from EDM's by sigma_min alone.
     """
@@ -103,8 +102,7 @@ def student(teacher: Teacher) -> Denoiser:
     schedule = teacher.denoiser.schedule
     assert isinstance(source, PredictsEDM) and isinstance(schedule, EDMSchedule)
     parametrization = PredictsEDM(source.sigma_data, schedule.sigma_min, source.noise_scale)
-    backbone = copy.deepcopy(teacher.denoiser.backbone)
-    return Denoiser(backbone, schedule, parametrization)
+    return Denoiser(teacher.denoiser.backbone, schedule, parametrization)
 
 
 def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..denoisers import Denoiser, Denoises, Guided
-from ..discriminator import Discriminator, Noisy
+from ..discriminator import CriticTrunk, Discriminator, Noisy, build_head
 from ..errors import UserError
 from ..losses import (
     approximate_r1,
@@ -31,8 +31,10 @@ from ..losses import (
     squared_error,
 )
 from ..plans import StepPlan, backward_simulation
-from ..roles import Role
+from ..roles import FULL, LoRAOptions, Role, trainable_role
+from ..teachers import Teacher
 from .base import Batch, Loss, MethodCard
+
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,35 @@ class DMD2:
             self.roles["head"] = self.gan.head
             self.updates["critic"] = ("critic", "head")
             self.learning_rates["head"] = config.critic_lr
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: Teacher,
+        plan: StepPlan,
+        config: DMD2Config,
+        lora: LoRAOptions = FULL,
+    ) -> DMD2:
+        """Generator and critic start from the teacher's weights; the head is new.
+
+        With ``lora.rank`` > 0 both are adapters over the teacher's one network.
+        """
+        targets = teacher.lora_targets
+        generator = trainable_role("generator", teacher.student(), lora, targets)
+        critic = trainable_role("critic", teacher.denoiser, lora, targets)
+        gan = None
+        if config.gan_weight > 0:
+            gan = CriticTrunk(build_head(teacher.denoiser, teacher.sample_shape, teacher.probe()))
+        return cls(
+            generator,
+            critic,
+            teacher.denoiser,
+            plan,
+            config,
+            sample_shape=teacher.sample_shape,
+            null_cond=teacher.null_cond,
+            discriminator=gan,
+        )
 
     def generator_loss(self, batch: Batch) -> Loss:
         """Distribution matching, plus gan_weight times the adversarial term."""

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from ..losses import pseudo_huber
 from ..plans import StepPlan
-from ..roles import Role
+from ..roles import FULL, LoRAOptions, Role, trainable_role
+from ..schedules import Schedule
+from ..teachers import Teacher
 from .base import Batch, Loss, MethodCard
+
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,19 @@ class ECT:
 
     def __init__(self, generator: Role, plan: StepPlan, config: ECTConfig) -> None:
         self.generator, self.plan, self.config = generator, plan, config
-        self.schedule = generator.module.schedule
+        self.schedule: Schedule = generator.module.schedule
         self.roles = {"generator": generator}
         self.updates: dict[str, tuple[str, ...]] = {"generator": ("generator",)}
         self.learning_rates = {"generator": config.lr}
         self.critic_steps = 1
+
+    @classmethod
+    def from_teacher(
+        cls, teacher: Teacher, plan: StepPlan, config: ECTConfig, lora: LoRAOptions = FULL
+    ) -> ECT:
+        """The generator starts from the teacher's weights."""
+        targets = teacher.lora_targets
+        return cls(trainable_role("generator", teacher.student(), lora, targets), plan, config)
 
     def generator_loss(self, batch: Batch) -> Loss:
         """w(t) d(f(x_t), sg f(x_r)) with w = 1/(t - r) (Eq. 13), the same dropout in both."""

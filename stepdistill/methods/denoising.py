@@ -1,0 +1,66 @@
+"""Diffusion training itself, to make a teacher: EDM (Karras et al. 2022, arXiv:2206.00364).
+
+    L = E[ w(sigma) || D(x0 + sigma eps; sigma, c) - x0 ||^2 ],   ln sigma ~ N(P_mean, P_std^2)
+
+with w = 1/c_out^2, so that every noise level starts with a unit loss (Eq. 8, Table 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..losses import squared_error
+from ..plans import StepPlan
+from ..roles import Role
+from .base import Batch, Loss
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """EDM's values, but for the learning rate of the small built-in networks."""
+
+    lr: float = 2e-3
+    noise_mean: float = -1.2  # P_mean
+    noise_std: float = 1.2  # P_std
+    condition_dropout: float = 0.1  # how often the null conditioning is shown
+
+
+class Denoising:
+    """One loss over one role. ``null_cond`` replaces the conditioning of dropped samples."""
+
+    def __init__(
+        self, generator: Role, config: DenoisingConfig, null_cond: Conditioning | None
+    ) -> None:
+        self.generator, self.config, self.null_cond = generator, config, null_cond
+        self.plan = StepPlan()
+        self.roles = {"generator": generator}
+        self.updates: dict[str, tuple[str, ...]] = {"generator": ("generator",)}
+        self.learning_rates = {"generator": config.lr}
+        self.critic_steps = 1
+
+    def generator_loss(self, batch: Batch) -> Loss:
+        """Weighted squared error of x0_hat."""
+        if batch.x0 is None:
+            raise TypeError("diffusion training learns from real samples")
+        x0, schedule = batch.x0, self.generator.module.schedule
+        t = self._times(len(x0), batch)
+        x_t = schedule.add_noise(x0, t, batch.draws.normal_like(x0))
+        cond = batch.cond
+        if self.null_cond is not None and self.config.condition_dropout > 0:
+            keep = batch.draws.uniform(len(x0)) > self.config.condition_dropout
+            cond = cond.where(keep, self.null_cond.expand(len(x0)))
+        x0_hat = self.generator(x_t, t, cond).x0_hat
+        weight = self.generator.module.loss_weight(t).to(x0)
+        value = (weight * squared_error(x0_hat, x0)).mean()
+        return Loss(value, {"denoising": value.detach()})
+
+    def _times(self, n: int, batch: Batch) -> Tensor:
+        """ln(sigma/alpha) ~ N(noise_mean, noise_std^2), as times of the schedule in [0, 1]."""
+        u = batch.draws.normal(n, dtype=torch.float64)
+        log_level = self.config.noise_mean + self.config.noise_std * u
+        t: Tensor = self.generator.module.schedule.time(-2 * log_level)
+        return t.clamp(0, 1)
