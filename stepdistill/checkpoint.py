@@ -1,9 +1,9 @@
 """Checkpoints: everything needed to go on exactly, written aside and renamed.
 
-``checkpoints/000500/`` holds ``state.safetensors`` (trainable weights, EMA and optimizer moments, by
-name) and ``state.json`` (iteration, method settings, metric). No random state: draws are functions of
-the iteration (see draws.py). A folder without ``state.json`` in its final name does not exist: it is
-written as ``000500.partial``, flushed to disk and renamed.
+``checkpoints/000500/`` holds ``state.safetensors`` (trainable weights, EMA and optimizer moments,
+by name) and ``state.json`` (iteration, settings, metric). There is no random state to save: draws
+are functions of the iteration (see draws.py). The folder is written as ``000500.partial``, flushed
+to disk and renamed, so that one of its final name is whole.
 """
 
 from __future__ import annotations
@@ -104,6 +104,14 @@ class Checkpoint:
                 for moment, value in optimizer.state[parameter].items():
                     tensors[f"optimizer/{name}/{key}/{moment}"] = torch.as_tensor(value)
         return {key: value.contiguous().cpu() for key, value in tensors.items()}
+
+
+@torch.no_grad()
+def load_average(path: Path, role: Role) -> None:
+    """Put the averaged weights of a checkpoint into ``role``."""
+    tensors = load_file(path / WEIGHTS)
+    for key, parameter in role.trainable().items():
+        parameter.copy_(tensors[f"ema/{key}"])
 
 
 def read_index(path: Path) -> dict[str, Any]:

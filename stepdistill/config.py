@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -57,23 +57,26 @@ def parse(
     nested: Mapping[str, type[Any]],
     arguments: Sequence[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    positional: bool = False,
 ) -> Settings:
     """Read ``arguments`` (default: the command line) into dataclasses. UserError if wrong.
 
     The fields of ``flat`` dataclasses are options of their own (--max_steps), those of ``nested``
     ones are dotted (--method.critic_steps). ``--config FILE`` reads the same names from YAML;
-    options given beside it win. ``defaults`` replace the dataclasses' own.
+    options given beside it win. ``defaults`` replace the dataclasses' own. With ``positional``,
+    required fields are arguments without a flag (``fid A B``).
     """
     parser = Parser(prog=program, description=(flat[0].__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     for kind in flat:
-        parser.add_class_arguments(kind)
+        parser.add_class_arguments(kind, as_positional=positional)
     for name, kind in nested.items():
         parser.add_class_arguments(kind, name)
     if defaults:
         parser.set_defaults(dict(defaults))
     given = sys.argv[1:] if arguments is None else arguments
-    values = parser.parse_args(underscored(given)).as_dict()
+    switches = {f.name for kind in flat for f in dataclasses.fields(kind) if f.type == "bool"}
+    values = parser.parse_args(underscored(given, switches)).as_dict()
     values.pop("config", None)
     parts: dict[type[Any], Any] = {}
     for kind in flat:
@@ -95,17 +98,21 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def underscored(arguments: Sequence[str]) -> list[str]:
-    """--max-steps -> --max_steps; values are left as they are."""
+def underscored(arguments: Sequence[str], switches: Collection[str] = ()) -> list[str]:
+    """--max-steps -> --max_steps, and a bare switch --resume -> --resume=true."""
     out = []
-    for argument in arguments:
+    for i, argument in enumerate(arguments):
         if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            following = arguments[i + 1] if i + 1 < len(arguments) else "--"
+            if name in switches and not equals and following.lower() not in ("true", "false"):
+                equals, value = "=", "true"
+            argument = f"--{name}{equals}{value}"
         out.append(argument)
     return out
 
 
-def write_yaml(values: dict[str, Any], path: Path) -> None:
-    """The resolved settings, enough to repeat the run."""
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
+def write_yaml(values: dict[str, Any], path: Path, command: str) -> None:
+    """The resolved settings, enough to repeat the run: ``command --config path``."""
+    path.write_text(f"# {command} --config {path.name}\n" + yaml.safe_dump(values, sort_keys=False))

@@ -28,7 +28,7 @@ class EMA:
         """After an update on ``images``; ``images_seen`` counts them and all before."""
         half_life = min(self.half_life, self.rampup * images_seen)
         beta = 0.5 ** (images / max(half_life, 1e-8))
-        live = list(self.role.trainable().values())
+        live: list[Tensor] = list(self.role.trainable().values())
         torch._foreach_lerp_(list(self.weights.values()), live, 1 - beta)
 
     @contextlib.contextmanager

@@ -85,7 +85,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where the loop stopped. ``ema`` holds the averaged generator: ``with result.ema.applied()``."""
+    """Where the loop stopped; the averaged generator is in place inside ``ema.applied()``."""
 
     iteration: int
     interrupted: bool
@@ -255,7 +255,7 @@ class _Loop:
                     stack.enter_context(role.unsynchronised(self.accelerator, waits))
                 with self._autocast():
                     loss = loss_of(Batch(x0, cond, draws))
-                (loss.value / count).backward()
+                torch.autograd.backward(loss.value / count)
             self._log(purpose, "loss", loss.value.detach())
             for term, value in loss.logs.items():
                 self._log(purpose, term, value)
@@ -298,8 +298,8 @@ class _Loop:
         parts = ranks * config.accumulate
         if shards % parts:
             raise UserError(
-                f"{ranks} processes x accumulate={config.accumulate} must divide the {shards} shards"
-                f" of a batch of {config.batch_size}: set shards and batch_size to multiples of "
+                f"{ranks} processes x accumulate={config.accumulate} must divide the {shards} "
+                f"shards of a batch of {config.batch_size}: set shards and batch_size to multiples of "
                 f"{parts}"
             )
         each = shards // parts

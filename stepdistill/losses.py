@@ -78,5 +78,5 @@ def gan_discriminator(logits_fake: Tensor, logits_real: Tensor) -> Tensor:
 
 
 def approximate_r1(logits_real: Tensor, logits_perturbed: Tensor) -> Tensor:
-    """(D(real) - D(real + small noise))^2, a finite-difference R1 (Lin et al., APT, 2025, Eq. 4)."""
+    """(D(real) - D(real + small noise))^2: R1 by finite differences (Lin et al., APT, 2025)."""
     return (logits_real - logits_perturbed) ** 2

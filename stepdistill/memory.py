@@ -21,7 +21,7 @@ def out_of_memory_advice(roles: Mapping[str, Role], batch_size: int) -> str:
     parts = {name: role_bytes(role) / 2**30 for name, role in roles.items()}
     listed = ", ".join(f"{name} {size:.2f} GiB" for name, size in parts.items())
     return (
-        f"out of memory. Weights, gradients and optimizer moments alone take {sum(parts.values()):.2f}"
-        f" GiB ({listed}), plus activations for batch_size={batch_size}. To lower it: raise "
+        "out of memory. Weights, gradients and optimizer moments alone take "
+        f"{sum(parts.values()):.2f} GiB ({listed}), plus activations for batch_size={batch_size}. To lower it: raise "
         "accumulate (smaller micro-batches), train LoRA roles (--lora.rank 16), or set bf16=true"
     )

@@ -51,12 +51,14 @@ class Role:
     """A module with weights that learn. Called, it runs through its DDP wrapper once prepared."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, module
+        self.name = name
+        self.module: Any = module  # a Denoiser, or a discriminator head
         self._call: nn.Module = module
         self._view: nn.Module | None = None
         self._trainable: dict[str, Parameter] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward with weights that learn."""
         return self._call(*args, **kwargs)
 
     @property
@@ -103,8 +105,8 @@ def full(name: str, denoiser: nn.Module) -> Role:
 def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
     """A role that learns LoRA adapters over the very weights of ``denoiser``.
 
-    Several such roles and the teacher keep one base in memory; each is a skeleton of its own with an
-    adapter called "default". Raises UserError if ``config.target_modules`` match nothing.
+    Several such roles and the teacher keep one base in memory; each is a skeleton of its own with
+    an adapter called "default". Raises UserError if ``config.target_modules`` match nothing.
     """
     from peft import inject_adapter_in_model
 

@@ -6,12 +6,12 @@
 ``(alpha_t, sigma_t)``, to the log signal-to-noise ratio and to the *native timestep*, the number
 that pretrained networks of that kind are fed:
 
-| schedule          | alpha_t         | sigma_t                               | native timestep        |
-|-------------------|-----------------|---------------------------------------|------------------------|
-| VPSchedule        | sqrt(abar_t)    | sqrt(1 - abar_t)                      | i, where t = (i + 1)/N |
-| EDMSchedule       | 1               | (s0 + t (s1 - s0))^rho, s = sig^(1/rho) | sigma_t              |
-| FlowSchedule      | 1 - sigma_t     | s t / (1 + (s - 1) t), shift s        | 1000 sigma_t           |
-| TrigonometricSchedule | cos(pi t/2) | sin(pi t/2)                           | pi t/2                 |
+| schedule              | alpha_t      | sigma_t                       | native timestep        |
+|-----------------------|--------------|-------------------------------|------------------------|
+| VPSchedule            | sqrt(abar_t) | sqrt(1 - abar_t)              | i, where t = (i + 1)/N |
+| EDMSchedule           | 1            | (a + t (b - a))^rho           | sigma_t                |
+| FlowSchedule          | 1 - sigma_t  | s t / (1 + (s - 1) t)         | 1000 sigma_t           |
+| TrigonometricSchedule | cos(pi t/2)  | sin(pi t/2)                   | pi t/2                 |
 
 All arithmetic is float64; ``expand_like`` casts to the sample's dtype at the point of use.
 """
@@ -161,7 +161,8 @@ class EDMSchedule(Schedule):
         return self(t)[1]
 
     def time_of_timestep(self, timestep: Tensor) -> Tensor:
-        return (timestep.double() ** (1 / self.rho) - self._low) / (self._high - self._low)
+        root: Tensor = timestep.double() ** (1 / self.rho)
+        return (root - self._low) / (self._high - self._low)
 
     def prior_std(self, t: Tensor) -> Tensor:
         return self(t)[1]  # the signal is negligible beside it: x_t = sigma_t z

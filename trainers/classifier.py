@@ -1,6 +1,6 @@
 """Train the digit classifier whose features the built-in world is measured on.
 
-    python -m stepdistill.trainers.classifier --output runs/classifier
+python -m stepdistill.trainers.classifier --output runs/classifier
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ DEFAULTS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, report the accuracy on the training images, and save the average."""
-    settings = parse("stepdistill.trainers.classifier", (Options, FitConfig), {}, arguments, DEFAULTS)
+    settings = parse(
+        "stepdistill.trainers.classifier", (Options, FitConfig), {}, arguments, DEFAULTS
+    )
     options, config = settings.get(Options), settings.get(FitConfig)
     torch.manual_seed(config.seed)
     network = DigitClassifier()

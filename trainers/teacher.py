@@ -104,14 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     role = Role("generator", teacher.denoiser.requires_grad_(True).train())
     method = Denoising(role, settings.get(DenoisingConfig), teacher.null_cond)
     with RunFolder(options.output) as run:
-        write_yaml(settings.resolved, run.path / "config.yaml")
+        write_yaml(
+            settings.resolved, run.path / "config.yaml", "python -m stepdistill.trainers.teacher"
+        )
         result = fit(method, data, config, run, settings=settings.resolved["method"])
         if result.interrupted:
             return
         folder = run.path / "teacher"
         with result.ema.applied():
             ConsistencyModelPipeline(unet.eval(), scheduler).save_pretrained(folder)
-        card = {"null_class": num_classes, "num_classes": num_classes, "settings": settings.resolved}
+        card = {
+            "null_class": num_classes,
+            "num_classes": num_classes,
+            "settings": settings.resolved,
+        }
         (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
     print(folder)
 

@@ -34,9 +34,10 @@ class MLP(nn.Module):
             nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
             for _ in range(depth)
         )
-        self.outward = nn.Sequential(nn.SiLU(), nn.Linear(width, dim))
-        nn.init.zeros_(self.outward[-1].weight)
-        nn.init.zeros_(self.outward[-1].bias)
+        last = nn.Linear(width, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.outward = nn.Sequential(nn.SiLU(), last)
 
     def forward(self, x: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
         frequency = 2.0 ** torch.arange(8, device=x.device, dtype=x.dtype) * math.pi / 8
@@ -46,7 +47,8 @@ class MLP(nn.Module):
             h = h + self.label(class_labels)
         for block in self.blocks:
             h = h + block(h)
-        return self.outward(h)
+        out: Tensor = self.outward(h)
+        return out
 
 
 class VectorBackbone(Backbone):
@@ -57,4 +59,5 @@ class VectorBackbone(Backbone):
         self.tap(network.blocks[len(network.blocks) // 2])
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        return self.network(x, timestep, cond.get("class_labels"))
+        output: Tensor = self.network(x, timestep, cond.get("class_labels"))
+        return output

@@ -100,7 +100,8 @@ def student(teacher: Teacher) -> Denoiser:
     """
     source = teacher.denoiser.parametrization
     schedule = teacher.denoiser.schedule
-    assert isinstance(source, PredictsEDM) and isinstance(schedule, EDMSchedule)
+    assert isinstance(source, PredictsEDM)
+    assert isinstance(schedule, EDMSchedule)
     parametrization = PredictsEDM(source.sigma_data, schedule.sigma_min, source.noise_scale)
     return Denoiser(teacher.denoiser.backbone, schedule, parametrization)
 
@@ -109,16 +110,17 @@ def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -
     """Write a ConsistencyModelPipeline folder whose default scheduler call is ``plan``.
 
     Two surprises of the stock pipeline are exported away: its scheduler clamps x0 by default
-    (clip_denoised is off here), and a call without labels draws from every class embedding (the null
-    class is cut off here). UserError for a plan that the scheduler cannot reproduce.
+    (clip_denoised is off here), and a call without labels draws from every class embedding, the
+    null class too (it is cut off here). UserError for a plan that the scheduler cannot reproduce.
     """
-    assert isinstance(generator, Denoiser) and isinstance(generator.schedule, EDMSchedule)
+    assert isinstance(generator, Denoiser)
+    assert isinstance(generator.schedule, EDMSchedule)
     parametrization = generator.parametrization
     assert isinstance(parametrization, PredictsEDM)
     steps = plan.steps
     if plan != StepPlan.uniform(steps, renoise_move):
         raise UserError(
-            f"the pixel pipeline re-noises at evenly spaced times; it cannot follow {plan.to_dict()}"
+            f"the pixel pipeline re-noises at evenly spaced times; not as {plan.to_dict()}"
         )
     schedule = generator.schedule
     scheduler = CMStochasticIterativeScheduler(

@@ -1,5 +1,7 @@
 """One file a method. A method is a pair of losses; see ``base.py`` for the contract."""
 
+from typing import Any
+
 from .base import Batch as Batch
 from .base import Loss as Loss
 from .base import Method as Method
@@ -9,4 +11,4 @@ from .dmd2 import DMD2Config as DMD2Config
 from .ect import ECT as ECT
 from .ect import ECTConfig as ECTConfig
 
-METHODS = {"dmd2": DMD2, "ect": ECT}
+METHODS: dict[str, Any] = {"dmd2": DMD2, "ect": ECT}

@@ -6,13 +6,14 @@ saves or draws pictures. ``fit`` builds optimizers, clipping and checks from wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..draws import Draws
+from ..plans import StepPlan
 from ..roles import Role
 
 
@@ -39,6 +40,7 @@ class Method(Protocol):
     role. The loss "generator" runs on every ``critic_steps``-th iteration, "critic" on each.
     """
 
+    plan: StepPlan
     roles: dict[str, Role]
     updates: dict[str, tuple[str, ...]]
     learning_rates: dict[str, float]
@@ -55,12 +57,15 @@ class CriticMethod(Method, Protocol):
 
 @dataclass(frozen=True)
 class MethodCard:
-    """A row of ``stepdistill methods``."""
+    """A row of ``stepdistill methods``. ``needs`` lists of: critic, data."""
 
     name: str
     title: str
     paper: str
-    needs_critic: bool
-    needs_data: bool
+    needs: tuple[str, ...]
     guidance: str
     teachers: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)

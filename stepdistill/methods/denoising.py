@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ..conditioning import Conditioning
 from ..losses import squared_error
 from ..plans import StepPlan
 from ..roles import Role
+from ..times import log_normal_times
 from .base import Batch, Loss
 
 
@@ -47,7 +45,8 @@ class Denoising:
         if batch.x0 is None:
             raise TypeError("diffusion training learns from real samples")
         x0, schedule = batch.x0, self.generator.module.schedule
-        t = self._times(len(x0), batch)
+        mean, std = self.config.noise_mean, self.config.noise_std
+        t = log_normal_times(schedule, batch.draws, len(x0), mean, std)
         x_t = schedule.add_noise(x0, t, batch.draws.normal_like(x0))
         cond = batch.cond
         if self.null_cond is not None and self.config.condition_dropout > 0:
@@ -57,10 +56,3 @@ class Denoising:
         weight = self.generator.module.loss_weight(t).to(x0)
         value = (weight * squared_error(x0_hat, x0)).mean()
         return Loss(value, {"denoising": value.detach()})
-
-    def _times(self, n: int, batch: Batch) -> Tensor:
-        """ln(sigma/alpha) ~ N(noise_mean, noise_std^2), as times of the schedule in [0, 1]."""
-        u = batch.draws.normal(n, dtype=torch.float64)
-        log_level = self.config.noise_mean + self.config.noise_std * u
-        t: Tensor = self.generator.module.schedule.time(-2 * log_level)
-        return t.clamp(0, 1)

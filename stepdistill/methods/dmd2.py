@@ -33,8 +33,8 @@ from ..losses import (
 from ..plans import StepPlan, backward_simulation
 from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..teachers import Teacher
+from ..times import log_normal_times, uniform_times
 from .base import Batch, Loss, MethodCard
-
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class DMD2Config:
     guidance_scale: float = 1.0  # of the real score only; Imagen's form, 1 is off
     t_min: float = 0.02  # matching times, U(t_min, t_max]: steps 20 to 980 of 1000, inclusive
     t_max: float = 0.981
+    critic_log_normal: tuple[float, float] | None = None  # of ln sigma/alpha; None: U(0, 1] in t
     gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data
     gan_critic_weight: float = 1e-2  # of the discriminator's loss beside the denoising loss
     gan_own_noise: bool = True  # draw the GAN's (t, eps) apart from the matching ones
@@ -57,16 +58,16 @@ class DMD2Config:
 class DMD2:
     """Two losses over generator, critic and (with a GAN) head.
 
-    ``teacher`` is the frozen Denoiser of samples of ``sample_shape``; ``null_cond`` is needed for guidance other than 1 and
-    ``discriminator`` for gan_weight > 0. Raises UserError where one is missing.
+    ``teacher`` is the frozen Denoiser of samples of ``sample_shape``. Guidance other than 1 needs
+    ``null_cond``, and gan_weight > 0 a ``discriminator``; UserError where one is missing.
     """
 
+    Config = DMD2Config
     card = MethodCard(
         name="dmd2",
         title="Improved distribution matching distillation",
         paper="Yin et al. 2024, arXiv:2405.14867",
-        needs_critic=True,
-        needs_data=True,
+        needs=("critic", "data unless gan_weight is 0"),
         guidance="real score",
         teachers=("any denoiser",),
     )
@@ -140,7 +141,9 @@ class DMD2:
     def generator_loss(self, batch: Batch) -> Loss:
         """Distribution matching, plus gan_weight times the adversarial term."""
         x0 = self._student(self.generator, batch)
-        fake = self._noised(x0, batch, self.config.t_min, self.config.t_max)
+        t_min, t_max = self.config.t_min, self.config.t_max
+        t = uniform_times(self.schedule, batch.draws, len(x0), t_min, t_max)
+        fake = self._noised(x0, batch, t)
         x0_fake, adversarial = self._judge(x0, fake, batch)
         with torch.no_grad():
             x0_real = self.real(*fake).x0_hat
@@ -158,7 +161,7 @@ class DMD2:
         """Denoising of the generator's samples over all times, plus the discriminator's loss."""
         with torch.no_grad():
             x0 = self._student(self.generator.frozen, batch)
-        noisy = self._noised(x0, batch)
+        noisy = self._noised(x0, batch, self._critic_times(len(x0), batch))
         if self.gan is None:
             x0_hat = self.critic(*noisy).x0_hat
             discrimination = x0.new_zeros(())
@@ -178,7 +181,8 @@ class DMD2:
             x0_fake = self.critic.frozen(*fake).x0_hat
         if self.gan is None:
             return x0_fake, x0.new_zeros(())
-        _, logits = self.gan.judge(self.critic, self._noised(x0, batch))
+        t = self._critic_times(len(x0), batch)
+        _, logits = self.gan.judge(self.critic, self._noised(x0, batch, t))
         return x0_fake, gan_generator(logits).mean()
 
     def _discriminate(self, x0: Tensor, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -186,7 +190,8 @@ class DMD2:
         assert self.gan is not None
         if batch.x0 is None:
             raise UserError("gan_weight > 0 needs real samples, and the data has none")
-        fake = self._noised(x0, batch) if self.config.gan_own_noise else noisy
+        own = self.config.gan_own_noise
+        fake = self._noised(x0, batch, self._critic_times(len(x0), batch)) if own else noisy
         eps = batch.draws.normal_like(x0)
         real = Noisy(self.schedule.add_noise(batch.x0, fake.t, eps), fake.t, batch.cond)
         judged = [fake, real]
@@ -214,8 +219,13 @@ class DMD2:
             lambda: batch.draws.normal(*shape),
         )
 
-    def _noised(self, x0: Tensor, batch: Batch, t_min: float = 0.0, t_max: float = 1.0) -> Noisy:
-        """x_t at a fresh time in (t_min, t_max] with fresh noise."""
-        t = self.schedule.nearest(batch.draws.uniform(len(x0), t_min, t_max))
+    def _critic_times(self, n: int, batch: Batch) -> Tensor:
+        """The critic's times, and those of the GAN where it draws its own."""
+        if self.config.critic_log_normal is None:
+            return uniform_times(self.schedule, batch.draws, n)
+        return log_normal_times(self.schedule, batch.draws, n, *self.config.critic_log_normal)
+
+    def _noised(self, x0: Tensor, batch: Batch, t: Tensor) -> Noisy:
+        """x_t at ``t`` with fresh noise."""
         x_t = self.schedule.add_noise(x0, t, batch.draws.normal_like(x0))
         return Noisy(x_t, t, batch.cond)

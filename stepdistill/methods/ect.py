@@ -1,6 +1,6 @@
 """ECT: easy consistency tuning (Geng et al. 2024, arXiv:2406.14548).
 
-A network that starts as a diffusion model is tuned until it gives the same x0 along each trajectory:
+A network that starts as a diffusion model is tuned until x0_hat is the same along a trajectory:
 
     L = w(t) || f(x_t, t) - sg f(x_r, r) ||,      x_t = x0 + t eps,  x_r = x0 + r eps      (Eq. 8)
 
@@ -21,7 +21,6 @@ from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..schedules import Schedule
 from ..teachers import Teacher
 from .base import Batch, Loss, MethodCard
-
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,12 @@ class ECT:
     ``sigma_min`` is the noise level below which the target is x0 itself.
     """
 
+    Config = ECTConfig
     card = MethodCard(
         name="ect",
         title="Easy consistency tuning",
         paper="Geng et al. 2024, arXiv:2406.14548",
-        needs_critic=False,
-        needs_data=True,
+        needs=("data",),
         guidance="none",
         teachers=("EDM", "eps", "v", "flow"),
     )

@@ -41,7 +41,8 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """(D,)."""
-        assert self.shift is not None and self.total is not None
+        assert self.shift is not None
+        assert self.total is not None
         return self.shift + self.total / self.count
 
     @property

@@ -69,7 +69,8 @@ def measure(sampler: Sampler, num_samples: int, seed: int = 0) -> Quality:
     """Quality of ``num_samples`` images of stratified labels, seeds from ``seed`` on."""
     classifier, reference = digits_reference()
     labels = stratified_labels(reference.proportions, num_samples)
-    moments, correct, kept = Moments(), 0, []
+    moments, correct = Moments(), 0
+    kept: list[Tensor] = []
     for rows in batches(num_samples):
         x0 = quantised(sampler(labels[rows.start : rows.stop], _shifted(rows, seed)).cpu())
         features = classifier.features(x0)

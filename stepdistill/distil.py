@@ -1,0 +1,237 @@
+"""From options to a student: what every training program does around ``fit``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from . import checkpoint, presets
+from .config import Settings, parse, write_yaml
+from .data import Data, TensorData
+from .data.digits import digits_data
+from .data.images import load_image_folder
+from .errors import UserError
+from .export import export
+from .fit import FitConfig, FitResult, fit
+from .grids import save_grid
+from .methods import METHODS
+from .methods.base import Method
+from .metrics.quality import measure
+from .plans import StepPlan
+from .report import write_report
+from .roles import LoRAOptions, Role, merged
+from .runs import RunFolder
+from .sampling import NoiseStreams, sample_student, sample_teacher
+from .teachers import Teacher, load_teacher
+
+
+@dataclass(frozen=True)
+class DistilOptions:
+    """Distil a teacher into a few-step student.
+
+    Args:
+        teacher: a built-in name (digits), a diffusers folder or a hub id
+        output: the run folder; the student lies in its student folder
+        data: "digits" or a folder of images, by class in sub-folders; default: the built-in
+            teacher's own, or none for a method that needs none
+        steps: network calls a sample of the student
+        resume: go on from the newest checkpoint in output; false starts over in an empty folder
+        skip_corrupt: leave unreadable images out (they are counted) instead of stopping
+        evaluate_samples: samples a measurement during training, on built-in data
+    """
+
+    teacher: str
+    output: str
+    data: str = ""
+    steps: int = 1
+    resume: bool = True
+    skip_corrupt: bool = False
+    evaluate_samples: int = 2_000
+
+
+def read_settings(name: str, arguments: Sequence[str] | None) -> Settings:
+    """Options of ``train NAME``; the presets of a built-in teacher are their defaults."""
+    program, flat = f"stepdistill train {name}", (DistilOptions, FitConfig)
+    nested = {"method": METHODS[name].Config, "lora": LoRAOptions}
+    settings = parse(program, flat, nested, arguments)
+    preset = presets.of(settings.get(DistilOptions).teacher, name)
+    return parse(program, flat, nested, arguments, preset) if preset else settings
+
+
+def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
+    """Train method ``name`` in its run folder, export the averaged generator, write the report."""
+    settings = read_settings(name, arguments)
+    options = settings.get(DistilOptions)
+    with_tracker = importlib.util.find_spec("tensorboard") is not None
+    accelerator = Accelerator(
+        mixed_precision="no",
+        log_with="tensorboard" if with_tracker else None,
+        project_dir=options.output if with_tracker else None,
+    )
+    teacher = load_teacher(options.teacher, accelerator.device)
+    method = build_method(name, settings, teacher)
+    data = load_data(options, teacher)
+    run = RunFolder(options.output)
+    with run if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            _open(run, name, settings)
+        result = _fit(name, method, data, run, settings, accelerator, teacher)
+        if accelerator.is_main_process and not result.interrupted:
+            with result.ema.applied():
+                export_student(name, method, teacher, run.student, result.iteration)
+            write_report(run.path)
+    return result
+
+
+def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
+    """Export the student of a checkpoint of ``run``: the given iteration, or the best measured one.
+
+    UserError if the folder has no such checkpoint.
+    """
+    folder = RunFolder(run).checkpoints
+    found = checkpoint.complete(folder)
+    if not found:
+        raise UserError(f"{run} holds no checkpoint")
+    named = {int(path.name): path for path in found}
+    if iteration is not None and iteration not in named:
+        raise UserError(f"{run} has no checkpoint {iteration}: it has {sorted(named)}")
+    path = named[iteration] if iteration is not None else checkpoint.best(folder) or found[-1]
+    name = checkpoint.read_index(path)["settings"]["method_name"]
+    settings = read_settings(name, ["--config", str(run / "config.yaml")])
+    teacher = load_teacher(settings.get(DistilOptions).teacher)
+    method = build_method(name, settings, teacher)
+    checkpoint.load_average(path, method.roles["generator"])
+    export_student(name, method, teacher, output, int(path.name))
+    return path
+
+
+def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
+    """The method on this teacher; the same new weights (a GAN head's) on all ranks."""
+    torch.manual_seed(settings.get(FitConfig).seed)
+    plan = StepPlan.uniform(settings.get(DistilOptions).steps)
+    kind = METHODS[name]
+    method: Method = kind.from_teacher(
+        teacher, plan, settings.get(kind.Config), settings.get(LoRAOptions)
+    )
+    return method
+
+
+def _open(run: RunFolder, name: str, settings: Settings) -> None:
+    """Write a new run's settings; UserError for an old run that is not to be gone on with."""
+    found = checkpoint.complete(run.checkpoints)
+    if found and not settings.get(DistilOptions).resume:
+        raise UserError(
+            f"{run.path} holds {len(found)} checkpoints and resume is off: give another --output, "
+            "or remove the folder"
+        )
+    if not found:
+        write_yaml(settings.resolved, run.path / "config.yaml", f"stepdistill train {name}")
+
+
+def load_data(options: DistilOptions, teacher: Teacher) -> Data:
+    """Real samples if there are any, else conditionings alone."""
+    source = options.data or (options.teacher if options.teacher == "digits" else "")
+    if source == "digits":
+        data: Data = digits_data()
+        shape = (1, 8, 8)
+    elif source:
+        data = load_image_folder(Path(source), teacher.sample_shape, options.skip_corrupt)  # type: ignore[arg-type]
+        shape = teacher.sample_shape  # type: ignore[assignment]
+    else:
+        classes = teacher.num_classes or 1
+        return TensorData(None, teacher.encode(range(classes)))
+    if shape != teacher.sample_shape:
+        raise UserError(f"the data is {shape}, but {options.teacher} makes {teacher.sample_shape}")
+    return data
+
+
+def export_student(
+    name: str, method: Method, teacher: Teacher, folder: Path, iteration: int
+) -> None:
+    """Write the generator as it is now as a diffusers folder."""
+    card = {"teacher": teacher.name, "method": name, "iteration": iteration}
+    export(exportable(method.roles["generator"]), teacher, method.plan, folder, card)
+
+
+def exportable(role: Role) -> nn.Module:
+    """The role's denoiser without adapters, in eval mode; the role itself stays as it is."""
+    has_adapters = len(role.trainable()) < len(list(role.module.parameters()))
+    return merged(role).eval() if has_adapters else role.frozen
+
+
+def _fit(
+    name: str,
+    method: Method,
+    data: Data,
+    run: RunFolder,
+    settings: Settings,
+    accelerator: Accelerator,
+    teacher: Teacher,
+) -> FitResult:
+    options = settings.get(DistilOptions)
+    compared = ("teacher", "data", "steps", "method", "lora")
+    on_digits = (options.data or options.teacher) == "digits"
+    return fit(
+        method,
+        data,
+        settings.get(FitConfig),
+        run,
+        settings={"method_name": name, **{key: settings.resolved[key] for key in compared}},
+        accelerator=accelerator,
+        evaluate=digits_evaluation(method, teacher, options.evaluate_samples)
+        if on_digits
+        else None,
+        draw_samples=sample_grids(method, teacher, run.samples),
+        resume=options.resume,
+    )
+
+
+def digits_evaluation(
+    method: Method, teacher: Teacher, num_samples: int
+) -> Callable[[], Mapping[str, float]]:
+    """Quality of the student as it is when called, on the digits."""
+
+    def sampler(labels: Tensor, seeds: range) -> Tensor:
+        cond = teacher.encode(labels.tolist())
+        generator = method.roles["generator"].frozen
+        return sample_student(
+            generator, method.plan, cond, teacher.sample_shape, NoiseStreams(seeds)
+        )
+
+    def evaluate() -> Mapping[str, float]:
+        quality = measure(sampler, num_samples)
+        return {
+            "fid": quality.fid,
+            "class_accuracy": quality.class_accuracy,
+            "diversity": quality.diversity,
+        }
+
+    return evaluate
+
+
+def sample_grids(method: Method, teacher: Teacher, folder: Path) -> Callable[[int], None]:
+    """Draws ``folder``/NNNNNN.png: two rows of the teacher above two of the student, same seeds."""
+    columns = min(teacher.num_classes or 10, 10)
+    cond = teacher.encode(list(range(columns)))
+    rows = [range(columns), range(columns, 2 * columns)]
+    teacher_rows: list[Tensor] = []
+
+    def draw(iteration: int) -> None:
+        if not teacher_rows:
+            streams = [NoiseStreams(seeds) for seeds in rows]
+            teacher_rows.extend(sample_teacher(teacher, cond, s, steps=18) for s in streams)
+        generator, shape = method.roles["generator"].frozen, teacher.sample_shape
+        students = [
+            sample_student(generator, method.plan, cond, shape, NoiseStreams(seeds))
+            for seeds in rows
+        ]
+        save_grid([*teacher_rows, *students], folder / f"{iteration:06d}.png")
+
+    return draw
