@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,18 @@ numpy.save(output, images)
 
 
 def export(
-    generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path, card: dict[str, Any]
+    generator: nn.Module,
+    teacher: Teacher,
+    plan: StepPlan,
+    folder: str | Path,
+    card: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``folder`` whole or not at all, and check it in a fresh process.
 
     ``card`` is kept beside the weights as ``stepdistill.json`` with the plan. Raises
     StepDistillError if the folder's samples differ from the trainer's own x0.
     """
+    folder, card = Path(folder), {"teacher": teacher.name, **(card or {})}
     assert isinstance(generator, Denoiser)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)

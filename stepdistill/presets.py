@@ -30,7 +30,7 @@ def digits_dmd2() -> dict[str, Any]:
         "method.critic_steps": 3,
         "method.gan_weight": 0.1,
         "method.gan_own_noise": False,
-        "method.t_max": 0.7,
+        "method.matching_log_normal": (-0.4, 1.2),
         "method.critic_log_normal": (-0.8, 1.2),
     }
 

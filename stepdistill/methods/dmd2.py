@@ -47,7 +47,8 @@ class DMD2Config:
     guidance_scale: float = 1.0  # of the real score only; Imagen's form, 1 is off
     t_min: float = 0.02  # matching times, U(t_min, t_max]: steps 20 to 980 of 1000, inclusive
     t_max: float = 0.981
-    critic_log_normal: tuple[float, float] | None = None  # of ln sigma/alpha; None: U(0, 1] in t
+    matching_log_normal: tuple[float, float] | None = None  # instead: mean, std of ln sigma/alpha
+    critic_log_normal: tuple[float, float] | None = None  # the critic's times; None: U(0, 1]
     gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data
     gan_critic_weight: float = 1e-2  # of the discriminator's loss beside the denoising loss
     gan_own_noise: bool = True  # draw the GAN's (t, eps) apart from the matching ones
@@ -141,9 +142,7 @@ class DMD2:
     def generator_loss(self, batch: Batch) -> Loss:
         """Distribution matching, plus gan_weight times the adversarial term."""
         x0 = self._student(self.generator, batch)
-        t_min, t_max = self.config.t_min, self.config.t_max
-        t = uniform_times(self.schedule, batch.draws, len(x0), t_min, t_max)
-        fake = self._noised(x0, batch, t)
+        fake = self._noised(x0, batch, self._matching_times(len(x0), batch))
         x0_fake, adversarial = self._judge(x0, fake, batch)
         with torch.no_grad():
             x0_real = self.real(*fake).x0_hat
@@ -218,6 +217,13 @@ class DMD2:
             batch.cond,
             lambda: batch.draws.normal(*shape),
         )
+
+    def _matching_times(self, n: int, batch: Batch) -> Tensor:
+        """The times at which the distributions are matched."""
+        config, draws = self.config, batch.draws
+        if config.matching_log_normal is None:
+            return uniform_times(self.schedule, draws, n, config.t_min, config.t_max)
+        return log_normal_times(self.schedule, draws, n, *config.matching_log_normal)
 
     def _critic_times(self, n: int, batch: Batch) -> Tensor:
         """The critic's times, and those of the GAN where it draws its own."""

@@ -1,0 +1,47 @@
+# Every target makes .venv and installs on first use; PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUTPUT ?= runs/quickstart
+
+.PHONY: venv quickstart long test test-fast check format browser tables clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+quickstart: venv
+	$(BIN)/stepdistill quickstart --output $(OUTPUT)
+
+long: venv
+	$(BIN)/stepdistill quickstart --long --output runs/long
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-fast: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The report page is opened in headless Chromium by one test (Debian and Ubuntu).
+browser:
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
+
+# README's table of results, rendered from the JSON records.
+tables: venv
+	$(BIN)/python -m stepdistill.evals.tables
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
