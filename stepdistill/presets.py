@@ -15,13 +15,14 @@ Preset = Callable[[], dict[str, Any]]
 def digits_dmd2() -> dict[str, Any]:
     """DMD2 on the digits, one step, minutes on two cores."""
     return {
-        "max_steps": 1_500,
+        "max_steps": 900,
         "batch_size": 128,
         "betas": (0.0, 0.999),
         "weight_decay": 0.0,
         "lr_warmup": 20,
-        "lr_decay": 900,
-        "ema_half_life": 18_000,
+        "lr_decay": 450,
+        "ema_half_life": 1e6,
+        "ema_rampup": 0.17,
         "sample_every": 300,
         "evaluate_every": 300,
         "save_every": 300,
@@ -61,7 +62,7 @@ def digits_quickstart() -> dict[str, Any]:
 
 def digits_long() -> dict[str, Any]:
     """One step, for ``quickstart --long``: what it changes of :func:`digits_dmd2`."""
-    return {"max_steps": 4_500, "lr_decay": 3_000, "ema_half_life": 40_000}
+    return {"max_steps": 3_000, "lr_decay": 1_500}
 
 
 def digits_long_four_steps() -> dict[str, Any]:

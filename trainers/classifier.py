@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             "accuracy": float((network(x0).argmax(1) == labels).float().mean()),
             "accuracy_at_noise_0.3": float((network(noisy).argmax(1) == labels).float().mean()),
             "parameters": sum(p.numel() for p in network.parameters()),
-            "settings": settings.resolved,
+            "settings": {k: v for k, v in settings.resolved.items() if k != "output"},
         }
         save_file(network.state_dict(), folder / "model.safetensors")
     (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")

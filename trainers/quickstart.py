@@ -43,12 +43,14 @@ class Options:
         seed: of training
         long: the longer training, which also makes a four-step student in OUTPUT/four_steps
         num_samples: images the recorded figures are measured on
+        max_steps: iterations of each training, for a shorter look; default: the preset's
     """
 
     output: str = "runs/quickstart"
     seed: int = 0
     long: bool = False
     num_samples: int = 50_000
+    max_steps: int | None = None
 
 
 def train(output: Path, steps: int, seed: int, preset: dict[str, Any]) -> bool:
@@ -128,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one, four = presets.digits_quickstart(), None
     if options.long:
         one, four = presets.digits_long(), presets.digits_long_four_steps()
+    if options.max_steps is not None:
+        for preset in (one, four or {}):
+            preset["max_steps"] = options.max_steps
     if not train(output, 1, options.seed, one):
         return
     if four is not None and not train(output / "four_steps", 4, options.seed, four):

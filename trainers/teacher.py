@@ -113,11 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = run.path / "teacher"
         with result.ema.applied():
             ConsistencyModelPipeline(unet.eval(), scheduler).save_pretrained(folder)
-        card = {
-            "null_class": num_classes,
-            "num_classes": num_classes,
-            "settings": settings.resolved,
-        }
+        made_with = {k: v for k, v in settings.resolved.items() if k != "output"}
+        card = {"null_class": num_classes, "num_classes": num_classes, "settings": made_with}
         (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
     print(folder)
 
