@@ -1,0 +1,159 @@
+"""The report of a run: one self-contained page of what lies in its folder."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from .comparison import ROWS, Record, cell, lost, students
+from .errors import StepDistillError, UserError
+from .methods import METHODS
+from .plots import plots
+from .runs import RunFolder, read_metrics
+
+FILES = ("config.yaml", "metrics.jsonl", "results.json")  # any of them makes a folder a run's
+EARLIER = 24  # sample grids shown beside the newest, evenly spread
+EARLIER_SIZE = 800  # pixels; larger ones are shrunk
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample grid as a data URI."""
+
+    iteration: int
+    source: str
+    width: int
+    height: int
+
+
+def write_report(run: Path, output: Path | None = None) -> Path:
+    """Render ``run`` to ``output`` (default run/report.html), written aside and renamed.
+
+    What is not in the folder yet is named on the page. Raises UserError if ``run`` is not a run
+    folder or a file in it is damaged, and StepDistillError if the page cannot be written.
+    """
+    output = output or run / "report.html"
+    page, aside = render(run), output.with_name(output.name + ".partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(output)
+    except OSError as error:
+        raise StepDistillError(f"could not write the report {output}: {error}") from error
+    return output
+
+
+def render(run: Path) -> str:
+    """The page of ``run`` as HTML; raises UserError as :func:`write_report` does."""
+    if not any((run / name).is_file() for name in FILES):
+        raise UserError(f"{run} is not a run folder: it has none of {', '.join(FILES)}")
+    folder = RunFolder(run)
+    settings, command = read_settings(run / "config.yaml")
+    results = read_results(run / "results.json")
+    with _reading(folder.metrics):
+        metrics = read_metrics(folder.metrics)
+        last = max((line["iteration"] for line in metrics), default=0)
+    grids = sorted(folder.samples.glob("[0-9]*.png"))
+    method = results.get("method") or "".join(re.findall(r"train (\w+)", command)[:1])
+    environment = Environment(
+        loader=PackageLoader("stepdistill"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = cell
+    return environment.get_template("report.html.j2").render(
+        run=run.resolve().name,
+        method=method,
+        card=METHODS[method].card if method in METHODS else None,
+        teacher=settings.get("teacher") or results.get("world") or "an unnamed teacher",
+        results=results,
+        students=students(results),
+        rows=ROWS,
+        lost=[lost(results["teacher"], student) for student in students(results)],
+        plots=plots(metrics, results.get("teacher", {})),
+        iteration=last,
+        newest=picture(grids[-1]) if grids else None,
+        earlier=[picture(path, EARLIER_SIZE) for path in spread(grids[:-1])],
+        settings=flat(settings),
+        command=command,
+        usage=usage(folder.student),
+    )
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], str]:
+    """(the settings, the command in the first line) of config.yaml; empty if there is none."""
+    if not path.is_file():
+        return {}, ""
+    with _reading(path):
+        text = path.read_text()
+        settings: dict[str, Any] = dict(yaml.safe_load(text) or {})
+    first = text.partition("\n")[0]
+    return settings, first.lstrip("# ") if first.startswith("#") else ""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """results.json, or {} if there is none; UserError if it compares no two models."""
+    if not path.is_file():
+        return {}
+    with _reading(path):
+        results: dict[str, Any] = json.loads(path.read_text())
+        if not all(isinstance(results[key], dict) for key in ("teacher", "student")):
+            raise TypeError("teacher and student are not records")
+        students(results)
+    return results
+
+
+def picture(path: Path, largest: int | None = None) -> Picture:
+    """A PNG as a data URI, shrunk to ``largest`` pixels; UserError if it is damaged."""
+    with _reading(path), Image.open(path) as image:
+        image.load()
+        data = path.read_bytes()
+        if largest is not None and max(image.size) > largest:
+            image.thumbnail((largest, largest))
+            written = io.BytesIO()
+            image.save(written, format="PNG")
+            data = written.getvalue()
+        source = "data:image/png;base64," + base64.b64encode(data).decode()
+        return Picture(int(path.stem), source, *image.size)
+
+
+def spread(grids: Sequence[Path]) -> list[Path]:
+    """At most EARLIER of ``grids``, evenly spread, newest first."""
+    step = max(1, math.ceil(len(grids) / EARLIER))
+    return list(grids[::-1][::step])
+
+
+def usage(student: Path) -> str:
+    """The Python lines of the exported student's model card, with its place; "" without one."""
+    card = student / "README.md"
+    text = card.read_text() if card.is_file() else ""
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    return found[1].strip().replace('"."', f'"{student.as_posix()}"') if found else ""
+
+
+def flat(settings: Record, prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names, as they are given on the command line."""
+    named: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = isinstance(value, Mapping)
+        named |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return named
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Any way in which a file can be damaged -> a UserError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged, or not what a run writes: {error}") from error
