@@ -41,7 +41,8 @@ def sampler_of(teacher: Teacher, steps: int, guidance_scale: float) -> Sampler:
 
     def sampler(labels: Tensor, seeds: range) -> Tensor:
         cond = teacher.encode(labels.tolist())
-        return sample_teacher(teacher, cond, NoiseStreams(seeds), steps, guidance_scale)
+        z = NoiseStreams(seeds).normal(teacher.sample_shape)
+        return sample_teacher(teacher, cond, z, steps, guidance_scale)
 
     return sampler
 

@@ -98,13 +98,13 @@ class Head(nn.Module):
     """A small network for each tapped feature -> logits (B,), their mean.
 
     Image features (B, C, H, W): DMD2's stack, stride-2 convolutions to 4x4, then one to 1x1, each
-    with GroupNorm and SiLU; token and vector features: two linear layers, tokens averaged. No batch
-    statistics anywhere: a sample's logit must not depend on its neighbours.
+    with GroupNorm and SiLU, at least 64 wide; token and vector features: two linear layers, tokens
+    averaged. No batch statistics anywhere: a logit must not depend on a sample's neighbours.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], width: int | None = None) -> None:
         super().__init__()
-        self.stacks = nn.ModuleList(_stack(shape, width or shape[0]) for shape in shapes)
+        self.stacks = nn.ModuleList(_stack(shape, width or max(shape[0], 64)) for shape in shapes)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         pairs = zip(self.stacks, features, strict=True)
@@ -125,7 +125,9 @@ def _stack(shape: tuple[int, ...], width: int) -> nn.Module:
 
 
 def _norm(width: int) -> nn.Module:
-    return nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if width % g == 0), width)
+    """At most 32 groups, of at least 4 channels: at 1x1 a group of one channel is always zero."""
+    groups = next((g for g in (32, 16, 8, 4, 2) if width % (4 * g) == 0), 1)
+    return nn.GroupNorm(groups, width)
 
 
 def build_head(trunk: Denoiser, sample_shape: tuple[int, ...], cond: Conditioning) -> Role:

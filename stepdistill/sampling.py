@@ -52,17 +52,17 @@ def sample_student(
 def sample_teacher(
     teacher: Teacher,
     cond: Conditioning,
-    streams: NoiseStreams,
+    z: Tensor,
     steps: int,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """x0 of a teacher by Heun's method at ``steps`` times: 2 steps - 1 calls a sample."""
+    """x0 of a teacher from unit noise ``z`` by Heun's method: 2 steps - 1 calls a sample."""
     denoiser: Denoises = teacher.denoiser
     if guidance_scale != 1:
         assert teacher.null_cond is not None
         denoiser = Guided(teacher.denoiser, guidance_scale, teacher.null_cond)
     schedule = teacher.denoiser.schedule
-    z = streams.normal(teacher.sample_shape).to(_device(teacher.denoiser))
+    z = z.to(_device(teacher.denoiser))
     x_t = start(StepPlan(), schedule, z)
     return sample(denoiser, schedule, x_t, teacher_times(steps), cond.to(z.device), heun_step)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ def test_quickstart_long_leaves_what_it_promises(tmp_path: Path) -> None:
     is there and that they agree with each other.
     """
     output = tmp_path / "run"
-    program = runpy.run_module("stepdistill.trainers.quickstart")
-    program["main"](
+    program = importlib.import_module("stepdistill.trainers.quickstart")
+    program.main(
         ["--output", str(output), "--long", "--max-steps", "12", "--num_samples", "600"]
     )
     record = json.loads((output / "results.json").read_text())

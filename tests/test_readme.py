@@ -59,7 +59,7 @@ def test_pictures_exist() -> None:
 
 def test_the_table_is_what_the_records_say(capsys: pytest.CaptureFixture[str]) -> None:
     """``make tables`` would change nothing."""
-    import runpy
+    import importlib
 
-    tables = runpy.run_module("stepdistill.evals.tables")
-    tables["main"]([f"--readme={ROOT / 'README.md'}", f"--records={ROOT / 'results'}", "--check"])
+    tables = importlib.import_module("stepdistill.evals.tables")
+    tables.main([f"--readme={ROOT / 'README.md'}", f"--records={ROOT / 'results'}", "--check"])

@@ -27,7 +27,7 @@ from stepdistill.distil import distil
 from stepdistill.metrics.latency import ms_per_image
 from stepdistill.metrics.quality import floor, measure
 from stepdistill.report import write_report
-from stepdistill.sampling import NoiseStreams, sample_teacher
+from stepdistill.sampling import sample_teacher
 from stepdistill.students import Student, load_student
 from stepdistill.teachers import WORLDS, load_teacher
 
@@ -66,9 +66,17 @@ def measure_student(student: Student, steps: int, num_samples: int) -> dict[str,
     def sampler(labels: Tensor, seeds: range) -> Tensor:
         return student.sample(labels.tolist(), seeds, steps, batch_size=len(seeds))
 
-    labels = [i % 10 for i in range(BATCH)]
+    def call() -> object:
+        return student.pipeline(
+            batch_size=BATCH,
+            class_labels=torch.arange(BATCH) % 10,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        )
+
     quality = measure(sampler, num_samples)
-    latency = ms_per_image(lambda: student.sample(labels, range(BATCH), steps, BATCH), BATCH, 15)
+    latency = ms_per_image(call, BATCH, repeats=25)
     return {"nfe": steps, **quality.record(), "ms_per_image": latency}
 
 
@@ -79,8 +87,8 @@ def measure_teacher() -> dict[str, Any]:
     cond = teacher.encode([i % 10 for i in range(BATCH)])
 
     def call() -> object:
-        streams = NoiseStreams(range(BATCH))
-        x0 = sample_teacher(teacher, cond, streams, record["steps"], record["guidance_scale"])
+        z = torch.randn(BATCH, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+        x0 = sample_teacher(teacher, cond, z, record["steps"], record["guidance_scale"])
         return (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
     kept = ("nfe", "sampler", "steps", "guidance_scale", "fid", "class_accuracy", "diversity")

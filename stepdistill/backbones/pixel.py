@@ -117,25 +117,46 @@ def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -
     assert isinstance(generator.schedule, EDMSchedule)
     parametrization = generator.parametrization
     assert isinstance(parametrization, PredictsEDM)
-    steps = plan.steps
-    if plan != StepPlan.uniform(steps, renoise_move):
-        raise UserError(
-            f"the pixel pipeline re-noises at evenly spaced times; not as {plan.to_dict()}"
-        )
     schedule = generator.schedule
     scheduler = CMStochasticIterativeScheduler(
         # n of n + 1 points: the scheduler's ramp j / (num_train_timesteps - 1) is then j / n
-        num_train_timesteps=steps + 1,
+        num_train_timesteps=plan.steps + 1,
         sigma_min=schedule.sigma_min,
         sigma_max=schedule.sigma_max,
         sigma_data=parametrization.sigma_data,
-        rho=schedule.rho,
+        rho=_rho_of(plan, schedule),
         clip_denoised=False,
     )
     network = generator.backbone.network
     assert isinstance(network, UNet2DModel)
     unet = _without_null_class(network, teacher.num_classes)
     ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
+
+
+def _rho_of(plan: StepPlan, schedule: EDMSchedule) -> float:
+    """The rho whose evenly spaced Karras grid has the plan's noise levels: 7 for StepPlan.uniform.
+
+    UserError for a plan that no rho gives, or that does not re-noise: the scheduler cannot follow.
+    """
+    if plan.move is not renoise_move or plan.times[0] != 1:
+        raise UserError(f"the pixel pipeline re-noises from pure noise: not as {plan.to_dict()}")
+    wanted = schedule(torch.tensor(plan.times, dtype=torch.float64))[1]
+    even = torch.tensor(StepPlan.uniform(plan.steps).times, dtype=torch.float64)
+
+    def grid(rho: float) -> Tensor:
+        return EDMSchedule(schedule.sigma_min, schedule.sigma_max, rho)(even)[1]
+
+    low, high = 1.0, 100.0  # sigma_1 falls as rho grows: bisect on it
+    for _ in range(100 if plan.steps > 1 else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if grid(middle)[1] > wanted[1] else (low, middle)
+    rho = schedule.rho if torch.allclose(grid(schedule.rho), wanted, rtol=1e-6) else low
+    if not torch.allclose(grid(rho), wanted, rtol=1e-6):
+        raise UserError(
+            f"the pixel pipeline steps through a Karras grid; no rho gives {plan.to_dict()}. "
+            "Take evenly spaced times, or StepPlan.karras"
+        )
+    return rho
 
 
 def _without_null_class(unet: UNet2DModel, classes: int | None) -> UNet2DModel:

@@ -88,7 +88,14 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     if a.mean.shape != b.mean.shape:
         raise UserError(f"features differ in size: {len(a.mean)} and {len(b.mean)}")
     values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root = vectors * _roots(values) @ vectors.T
     product = torch.linalg.eigvalsh(root @ b.covariance @ root)
-    trace = a.covariance.trace() + b.covariance.trace() - 2 * product.clamp(min=0).sqrt().sum()
+    trace = a.covariance.trace() + b.covariance.trace() - 2 * _roots(product).sum()
     return float((a.mean - b.mean).square().sum() + trace)
+
+
+def _roots(values: Tensor) -> Tensor:
+    """Square roots of eigenvalues. Those of a singular matrix come out as rounding, 1e-16 of the
+    largest, whose root is 1e-8 of its root: over 2,000 features that adds up, so they are zero."""
+    least = 10 * torch.finfo(values.dtype).eps * values.amax().clamp(min=0)
+    return torch.where(values > least, values, torch.zeros_like(values)).sqrt()

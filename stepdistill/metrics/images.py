@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..data.images import UNREADABLE, CorruptImageError
 from ..errors import NonFiniteError, UserError
 from .features import CLASSIFIER, load_digit_classifier
 from .frechet import Moments
 
 WORKERS = min(16, os.cpu_count() or 1)  # threads that decode and resize; both leave Python's lock
+DIGIT_FEATURES = 32
 Pixels = NDArray[np.uint8]  # one image (H, W, C)
-
-
-class CorruptImageError(UserError):
-    """An image file that cannot be decoded, named."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Features:
     mode: str
     prepare: Callable[[Pixels], Tensor]
     network: Callable[[Tensor], Tensor]
+    batch_size: int = 64  # that suits it
 
     def __call__(self, images: Sequence[Path] | Tensor) -> Tensor:
         """(B, size)."""
@@ -67,7 +65,8 @@ def digit_features() -> Features:
             )
         return torch.from_numpy(pixels[None, :, :, 0].astype(np.float32)) / 127.5 - 1
 
-    return Features("digits", 32, digest(CLASSIFIER), "L", prepare, classifier.features)
+    network, weights = classifier.features, digest(CLASSIFIER)
+    return Features("digits", DIGIT_FEATURES, weights, "L", prepare, network, batch_size=500)
 
 
 def eight_bit(x0: Tensor) -> Pixels:
@@ -84,21 +83,27 @@ def eight_bit(x0: Tensor) -> Pixels:
 
 
 def decode(file: Path, mode: str) -> Pixels:
-    """(H, W, C) of an image file, converted to PIL's ``mode``; CorruptImageError names the file."""
+    """(H, W, C) of an image file, converted to PIL's ``mode``; CorruptImageError names the file.
+
+    UserError for more than 8 bits a pixel, which the conversion would cut off at white.
+    """
     try:
         with Image.open(file) as image:
+            deep = image.mode.startswith(("I", "F"))
             pixels: Pixels = np.array(image.convert(mode))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except UNREADABLE as error:
         raise CorruptImageError(
-            f"{file} is not a readable image ({error}): remove it, or pass --skip_corrupt"
+            f"{file} is not a readable image ({error}): remove it, or give --skip_corrupt"
         ) from error
+    if deep:
+        raise UserError(f"{file} has more than 8 bits a pixel: save it in 8 bits")
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def files_moments(
     files: Sequence[Path],
     features: Features,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     skip_corrupt: bool = False,
     workers: int = WORKERS,
 ) -> tuple[Moments, list[Path]]:
@@ -110,17 +115,19 @@ def files_moments(
 
     def read(file: Path) -> Tensor | None:
         try:
-            return features.prepare(decode(file, features.mode))
+            pixels = decode(file, features.mode)
         except CorruptImageError:
             if skip_corrupt:
                 return None
             raise
+        try:
+            return features.prepare(pixels)
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
 
     moments, skipped = Moments(), []
     with ThreadPoolExecutor(workers) as pool:
-        for own, inputs in _ahead(pool, read, files, batch_size):
+        for own, inputs in _ahead(pool, read, files, batch_size or features.batch_size):
             skipped += [file for file, x in zip(own, inputs, strict=True) if x is None]
             good = [x for x in inputs if x is not None]
             if good:

@@ -1,14 +1,15 @@
 """The Inception features of clean-fid's "clean" mode (Parmar, Zhang and Zhu 2022).
 
 Antialiased bicubic resize to 299x299 in float32, then the 2,048 pooled features of TensorFlow's
-2015 network as NVIDIA's TorchScript file. Nothing here downloads: the file is large, and clean-fid's
-own download leaves a truncated file behind when it is interrupted.
+2015 network as NVIDIA's TorchScript file. Nothing here downloads: the file is large, and where
+clean-fid's own download is interrupted it leaves a truncated file behind.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,10 @@ def inception_features(
 
         def __init__(self, file: Path) -> None:
             torch.nn.Module.__init__(self)
-            self.base = torch.jit.load(str(file), map_location=device).eval()
+            with warnings.catch_warnings():  # torch calls the format deprecated; the file is given
+                warnings.simplefilter("ignore", FutureWarning)
+                self.base = torch.jit.load(str(file), map_location=device)  # type: ignore[no-untyped-call]
+            self.base.eval()
             self.layers = self.base.layers
             self.resize_inside = False
 

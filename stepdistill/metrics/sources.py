@@ -1,4 +1,4 @@
-"""What a Frechet distance can be taken of: images, a model's samples, the digits, stored moments."""
+"""What a Frechet distance is taken of: images, a model's samples, the digits, statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from ..students import Student, load_student
 from .frechet import Moments, Statistics
 from .images import Features, digest, files_moments
 from .quality import digits_reference
-from .stored import SUFFIXES, load_statistics
+from .stored import SUFFIXES, Measured, Stored, load_statistics
 
 DIGITS = "digits"
 NUM_SAMPLES = 50_000  # of a model, unless told otherwise: the count of the published tables
@@ -31,17 +31,9 @@ class Sampling:
     num: int | None = None
     seed: int = 0
     steps: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None  # what suits the features
     skip_corrupt: bool = False
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The Gaussian of a source's features, and where it came from, in JSON form."""
-
-    statistics: Statistics
-    record: dict[str, Any]
 
 
 class Source(Protocol):
@@ -56,35 +48,6 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Statistics in a file; ``count`` is 0 if it does not say how many samples made them."""
-
-    path: Path
-    statistics: Statistics
-
-    @property
-    def of_digits(self) -> bool:
-        """By the number of features."""
-        return len(self.statistics.mean) == 32
-
-    def measure(self, features: Features | None = None) -> Measured:
-        """UserError if they are of other features."""
-        size = len(self.statistics.mean)
-        if features is not None and size != features.size:
-            raise UserError(
-                f"{self.path} holds statistics of {size} features, and {features.name} has "
-                f"{features.size}: they were made with other features"
-            )
-        record = {
-            "kind": "statistics",
-            "path": str(self.path),
-            "num_samples": self.statistics.count or None,
-            "sha256": digest(self.path),
-        }
-        return Measured(self.statistics, record)
-
-
-@dataclass(frozen=True)
 class Digits:
     """All 1,797 real images of the built-in world."""
 
@@ -96,7 +59,7 @@ class Digits:
         if features.name == DIGITS:
             return Measured(digits_reference()[1].statistics, record)
         moments = Moments()
-        for x0 in digits()[0].split(64):
+        for x0 in torch.split(digits()[0], features.batch_size):
             moments.add(features(x0))
         return Measured(Statistics.of(moments), record)
 
@@ -165,9 +128,10 @@ class Model:
         steps = self.student.steps(self.how.steps)
         self.student.pipeline.to(self.how.device)
         labels, moments = self.labels(features), Moments()
-        begins = range(0, self.num, self.how.batch_size)
+        batch_size = self.how.batch_size or features.batch_size
+        begins = range(0, self.num, batch_size)
         for begin in tqdm(begins, desc=f"sampling {self.path.name}", disable=None):
-            end = min(begin + self.how.batch_size, self.num)
+            end = min(begin + batch_size, self.num)
             seeds = range(self.how.seed + begin, self.how.seed + end)
             own = None if labels is None else labels[begin:end]
             try:
@@ -197,11 +161,11 @@ def open_source(name: str, how: Sampling) -> Source:
         return Digits()
     if path.is_file() and path.suffix in SUFFIXES:
         return Stored(path, load_statistics(path))
-    if (path / "model_index.json").is_file():
+    if _is_model(path):
         model = Model(path, load_student(path), how)
         model.student.steps(how.steps)
         return model
-    if (path / "student" / "model_index.json").is_file():
+    if _is_model(path / "student"):
         raise UserError(f"{path} is a run folder: name its student, {path / 'student'}")
     if path.is_dir():
         files = image_files(path)
@@ -223,12 +187,16 @@ def open_pair(a: str, b: str, how: Sampling) -> tuple[Source, Source]:
     seeds of ``b`` follow those of ``a``.
     """
     first = open_source(a, how)
-    second = open_source(b, replace(how, num=None) if _is_images(b) else how)
+    second = open_source(b, how if _is_model(Path(b)) else replace(how, num=None))
     if isinstance(first, Model) and isinstance(second, Model):
         second = replace(second, how=replace(how, seed=how.seed + first.num))
-    kinds = (type(first), type(second))
-    if how.num is not None and Model not in kinds and Images is not kinds[0]:
+    models = isinstance(first, Model) or isinstance(second, Model)
+    if how.num is not None and not models and not isinstance(first, Images):
         raise UserError(f"num counts a model's samples or the images of a folder A: {a} is neither")
-    if how.steps is not None and Model not in kinds:
+    if how.steps is not None and not models:
         raise UserError(f"steps are a model's: neither {a} nor {b} is one")
     return first, second
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "model_index.json").is_file()

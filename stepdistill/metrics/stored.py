@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors import SafetensorError
 
 from ..errors import UserError
 from .frechet import Statistics
+from .images import DIGIT_FEATURES, Features, digest
 
 SUFFIXES = {".safetensors", ".npz"}
 
@@ -44,3 +47,36 @@ def load_statistics(file: Path) -> Statistics:
     if not (statistics.mean.isfinite().all() and statistics.covariance.isfinite().all()):
         raise UserError(f"{file} holds NaN or Inf")
     return statistics
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The Gaussian of a source's features, and where it came from, in JSON form."""
+
+    statistics: Statistics
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Statistics that were made before."""
+
+    path: Path
+    statistics: Statistics
+
+    @property
+    def of_digits(self) -> bool:
+        """By the number of features."""
+        return len(self.statistics.mean) == DIGIT_FEATURES
+
+    def measure(self, features: Features | None) -> Measured:
+        """UserError if they are of other ``features``; two files are compared without any."""
+        size = len(self.statistics.mean)
+        if features is not None and size != features.size:
+            raise UserError(
+                f"{self.path} holds statistics of {size} features, and {features.name} has "
+                f"{features.size}: they were made with other features"
+            )
+        count = self.statistics.count or None
+        record = {"kind": "statistics", "path": str(self.path), "num_samples": count}
+        return Measured(self.statistics, {**record, "sha256": digest(self.path)})

@@ -1,0 +1,105 @@
+"""The Frechet distance between two sets of images: folders, models, references.
+
+    stepdistill fid runs/dmd2/student digits               # the built-in world, on its classifier
+    python -m stepdistill.evals.fid images/ real/ --weights inception-2015-12-05.pt
+    python -m stepdistill.evals.fid student/ reference.npz --num 50000 --output fid.jsonl
+
+A and B each are an image folder, a diffusers folder (sampled by its stock pipeline), ``digits``
+(the 1,797 real images of the built-in world), or statistics: .safetensors of ours, .npz of
+clean-fid or EDM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from stepdistill.cli import guarded
+from stepdistill.config import parse
+from stepdistill.errors import UserError
+from stepdistill.metrics.compare import choose_features, compare, describe
+from stepdistill.metrics.sources import Sampling, open_pair
+
+
+@dataclass(frozen=True)
+class Options:
+    """Frechet distance of A to B.
+
+    Args:
+        a: an image folder, a diffusers folder, "digits", or statistics (.safetensors, .npz)
+        b: the same, what A is compared with
+        features: "digits" (the built-in classifier) or "inception"; default: digits where either
+            side is "digits" or a model of 8x8 grey images, else inception
+        num: samples of a model (default 50000; fewer raise the distance), or images drawn at random
+            from a folder A (default all); a folder B is always used whole
+        seed: of a model's first sample, sample i has seed + i; and of the draw from a folder A
+        steps: network calls a sample; default: the trained number, 1 in a folder that names none
+        batch_size: images at a time, by default 500 on the digits and 64 on Inception; the value
+            does not depend on it, but for rounding
+        skip_corrupt: leave unreadable images out (they are counted) instead of stopping
+        output: a file to which the result is added, one line of JSON
+        weights: the file of Inception weights; default: $STEPDISTILL_INCEPTION, or clean-fid's copy
+        device: default: cuda if there is one
+    """
+
+    a: str
+    b: str
+    features: Literal["digits", "inception"] | None = None
+    num: int | None = None
+    seed: int = 0
+    steps: int | None = None
+    batch_size: int | None = None
+    skip_corrupt: bool = False
+    output: str | None = None
+    weights: str | None = None
+    device: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and add the record to ``output``."""
+    options = parse("stepdistill fid", (Options,), {}, arguments, positional=True).get(Options)
+    output = None if options.output is None else writable(Path(options.output))
+    how = sampling(options)
+    pair = open_pair(options.a, options.b, how)
+    features = choose_features(pair, options.features, options.weights, how.device)
+    record = compare(pair, features, options.seed)
+    print(describe(record))
+    if output is not None:
+        with output.open("a") as lines:
+            lines.write(json.dumps({**record, "device": how.device}) + "\n")
+
+
+def sampling(options: Options) -> Sampling:
+    """UserError for a count below its least, or a device this machine does not have."""
+    for name, least in (("num", 2), ("batch_size", 1), ("steps", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"there is no device {device} here: {error}") from error
+    names = ("num", "seed", "steps", "batch_size", "skip_corrupt")
+    return Sampling(**{name: getattr(options, name) for name in names}, device=device)
+
+
+def writable(path: Path) -> Path:
+    """``path``, in a folder that exists now. UserError if nothing can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error}") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"cannot write to {path}: name a file in a folder you may write to")
+    return path
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,198 @@
+"""Moments and the Frechet distance, against numpy, three other libraries and closed forms."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from stepdistill.errors import UserError
+from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
+from stepdistill.metrics.stored import load_statistics
+
+
+def sample(count: int, size: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    """Correlated features (count, size), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
+    z = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    return mean + scale * z @ mix
+
+
+def statistics(features: Tensor, batch_size: int = 10**6) -> Statistics:
+    """By streaming batches."""
+    moments = Moments()
+    for batch in torch.split(features, batch_size):
+        moments.add(batch)
+    return Statistics.of(moments)
+
+
+def torchmetrics_distance(a: Statistics, b: Statistics) -> float:
+    from torchmetrics.image.fid import _compute_fid
+
+    return float(_compute_fid(a.mean, a.covariance, b.mean, b.covariance))
+
+
+def torch_fidelity_distance(a: Statistics, b: Statistics) -> float:
+    metric = pytest.importorskip("torch_fidelity.metric_fid")
+    first, second = ({"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in (a, b))
+    return float(
+        metric.fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def clean_fid_distance(a: Statistics, b: Statistics) -> float:
+    if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
+        pytest.skip("clean-fid's own distance does not run with this scipy")
+    from cleanfid.fid import frechet_distance as theirs
+
+    arrays = (a.mean.numpy(), a.covariance.numpy(), b.mean.numpy(), b.covariance.numpy())
+    return float(theirs(*arrays))
+
+
+REFERENCES = [torchmetrics_distance, torch_fidelity_distance, clean_fid_distance]
+
+
+def by_singular_values(x: Tensor, y: Tensor) -> float:
+    """From centred features, no covariance: tr (S_x S_y)^(1/2) is the sum of the singular values
+    of X Y^T, over sqrt((n - 1)(m - 1)). Exact for few samples of many features."""
+    cx, cy = x - x.mean(0), y - y.mean(0)
+    n, m = len(x) - 1, len(y) - 1
+    root = torch.linalg.svdvals(cx @ cy.T).sum() / (n * m) ** 0.5
+    traces = cx.square().sum() / n + cy.square().sum() / m
+    return float((x.mean(0) - y.mean(0)).square().sum() + traces - 2 * root)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_moments_equal_numpy(batch_size: int, mean: float) -> None:
+    """Whatever the batch size, and with features far from zero, mean and covariance are numpy's."""
+    x = sample(333, 12, 0, mean)
+    own = statistics(x, batch_size)
+    np.testing.assert_allclose(own.mean, np.mean(x.numpy(), 0), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(own.covariance, np.cov(x.numpy(), rowvar=False), rtol=0, atol=1e-9)
+    assert own.count == 333
+
+
+def test_moments_of_float32_are_summed_in_float64() -> None:
+    """Float32 features with a large offset give the covariance of the same numbers in float64."""
+    x = sample(2_000, 5, 1, mean=300.0).float()
+    own = statistics(x, 50)
+    assert own.mean.dtype == own.covariance.dtype == torch.float64
+    exact = np.cov(x.double().numpy(), rowvar=False)
+    np.testing.assert_allclose(own.covariance, exact, rtol=0, atol=1e-11)
+
+
+def test_moments_take_features_that_need_gradients() -> None:
+    """Features straight from a network are detached, and the caller's tensor is left as it was."""
+    x = sample(20, 3, 0).requires_grad_()
+    before = x.detach().clone()
+    assert not statistics(x, 6).covariance.requires_grad
+    assert torch.equal(x, before)
+
+
+def test_a_covariance_needs_two_samples() -> None:
+    """One image has no covariance, and neither has none."""
+    moments = Moments()
+    with pytest.raises(UserError, match="at least 2 samples, got 0"):
+        _ = moments.covariance
+    moments.add(torch.ones(1, 4))
+    with pytest.raises(UserError, match="at least 2 samples, got 1"):
+        Statistics.of(moments)
+
+
+@pytest.mark.parametrize("theirs", REFERENCES)
+@pytest.mark.parametrize("size", [3, 64])
+def test_distance_equals_other_libraries(theirs: object, size: int) -> None:
+    """torchmetrics, torch-fidelity and clean-fid give this distance on the same features."""
+    a = statistics(sample(500, size, 0))
+    b = statistics(sample(400, size, 1, mean=0.2, scale=1.3))
+    assert callable(theirs)
+    assert frechet_distance(a, b) == pytest.approx(theirs(a, b), rel=1e-6)
+
+
+@pytest.mark.parametrize("theirs", REFERENCES[:2])
+def test_rank_deficient_distance_equals_other_libraries(theirs: object) -> None:
+    """With fewer samples than features too, where clean-fid's matrix root is singular."""
+    a = statistics(sample(20, 64, 0))
+    b = statistics(sample(30, 64, 1, mean=0.2, scale=1.3))
+    assert callable(theirs)
+    assert frechet_distance(a, b) == pytest.approx(theirs(a, b), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "other", "size"), [(2, 2, 16), (3, 2, 1), (5, 7, 256), (10, 400, 64), (50, 40, 512)]
+)
+def test_tiny_and_rank_deficient_sets(count: int, other: int, size: int) -> None:
+    """Down to two samples the distance is that from the singular values of the features."""
+    x, y = sample(count, size, 0), sample(other, size, 1, mean=0.1, scale=2.0)
+    own = frechet_distance(statistics(x), statistics(y))
+    assert own == pytest.approx(by_singular_values(x, y), rel=1e-6)
+
+
+def test_closed_form_of_diagonal_gaussians() -> None:
+    """For diagonal covariances it is |m - n|^2 + sum (s - r)^2, zero deviations included."""
+    m, n = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    s = torch.linspace(0, 2, 9, dtype=torch.float64)
+    r = torch.linspace(3, 0, 9, dtype=torch.float64)
+    own = frechet_distance(Statistics(m, s.square().diag(), 0), Statistics(n, r.square().diag(), 0))
+    assert own == pytest.approx(float((m - n).square().sum() + (s - r).square().sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [20, 500])
+def test_symmetric_and_zero_for_itself(count: int) -> None:
+    """d(a, b) = d(b, a), d(a, a) = 0 against the size of the covariance, and it does not turn."""
+    x, y = sample(count, 32, 0), sample(300, 32, 1, mean=0.5)
+    a, b = statistics(x), statistics(y)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-7)
+    assert abs(frechet_distance(a, a)) < 1e-6 * float(a.covariance.trace())
+    turn = torch.linalg.qr(sample(32, 32, 2)).Q
+    turned = frechet_distance(statistics(x @ turn), statistics(y @ turn))
+    assert turned == pytest.approx(frechet_distance(a, b), rel=1e-6)
+
+
+def test_mismatched_sizes() -> None:
+    """Features of different extractors are a mistake of the user's, said with both sizes."""
+    with pytest.raises(UserError, match="differ in size: 3 and 4"):
+        frechet_distance(statistics(sample(9, 3, 0)), statistics(sample(9, 4, 0)))
+
+
+def test_statistics_come_back_from_files(tmp_path: Path) -> None:
+    """To the last bit from our file, and from clean-fid's and EDM's .npz without a count."""
+    own = statistics(sample(50, 8, 0))
+    own.save(tmp_path / "own.safetensors")
+    np.savez(tmp_path / "their.npz", mu=own.mean.numpy(), sigma=own.covariance.numpy())
+    for name, count in (("own.safetensors", 50), ("their.npz", 0)):
+        loaded = load_statistics(tmp_path / name)
+        assert torch.equal(loaded.mean, own.mean)
+        assert torch.equal(loaded.covariance, own.covariance)
+        assert loaded.count == count
+    assert torch.equal(Statistics.load(tmp_path / "own.safetensors").mean, own.mean)
+
+
+def test_damaged_statistics_are_named(tmp_path: Path) -> None:
+    """Truncated, of another content, of wrong shapes or with NaN: a sentence with the file."""
+    own = statistics(sample(50, 8, 0))
+    own.save(tmp_path / "whole.safetensors")
+    mean, covariance = own.mean.numpy(), own.covariance.numpy()
+    np.savez(tmp_path / "whole.npz", mu=mean, sigma=covariance)
+    for suffix in ("safetensors", "npz"):
+        whole = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+        (tmp_path / f"none.{suffix}").write_bytes(b"")
+    np.savez(tmp_path / "images.npz", images=mean)
+    np.savez(tmp_path / "shapes.npz", mu=mean, sigma=covariance[:3])
+    np.savez(tmp_path / "nan.npz", mu=mean * np.nan, sigma=covariance)
+    for name in ("cut.safetensors", "none.safetensors", "cut.npz", "none.npz", "images.npz"):
+        with pytest.raises(UserError, match=f"{name} holds no statistics, or is damaged"):
+            load_statistics(tmp_path / name)
+    with pytest.raises(UserError, match=r"shapes.npz.*\(8,\) and \(3, 8\)"):
+        load_statistics(tmp_path / "shapes.npz")
+    with pytest.raises(UserError, match=r"nan\.npz holds NaN"):
+        load_statistics(tmp_path / "nan.npz")
