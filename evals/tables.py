@@ -1,7 +1,7 @@
-"""Render README's table of results from the JSON records in results/.
+"""Render README's table of results from the JSON records in evals/records/.
 
-    python -m stepdistill.evals.tables            # rewrite README.md between its markers
-    python -m stepdistill.evals.tables --check    # exit 1 if README.md differs
+python -m stepdistill.evals.tables            # rewrite README.md between its markers
+python -m stepdistill.evals.tables --check    # exit 1 if README.md differs
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Options:
     """
 
     readme: str = "README.md"
-    records: str = "results"
+    records: str = "evals/records"
     check: bool = False
 
 
@@ -40,10 +40,10 @@ def table(records: list[dict[str, Any]]) -> str:
     """One row for the teacher and one for each kind of run and number of calls."""
     teacher = records[0]["teacher"]
     lines = [
-        "| model | calls | seeds | Frechet distance | ratio to teacher | class accuracy | speed-up |",
+        "| model | calls | seeds | Frechet distance | ratio | class accuracy | speed-up |",
         "|---|---|---|---|---|---|---|",
-        f"| teacher, Heun {teacher['steps']} steps | {teacher['nfe']} | 1 | {teacher['fid']:.4f} | 1 "
-        f"| {teacher['class_accuracy']:.2f} % | 1 |",
+        f"| teacher, Heun {teacher['steps']} steps | {teacher['nfe']} | 1 | {teacher['fid']:.4f} "
+        f"| 1 | {teacher['class_accuracy']:.2f} % | 1 |",
     ]
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for record in records:
@@ -57,8 +57,9 @@ def table(records: list[dict[str, Any]]) -> str:
     count = teacher["num_samples"]
     lines += [
         "",
-        f"{count:,} samples a figure, mean ± standard deviation over training seeds. A perfect model "
-        f"scores {records[0]['fid_floor']:.5f} at this count; the ratio is taken above that floor.",
+        f"{count:,} samples a figure, mean ± standard deviation over training seeds. A perfect "
+        f"model scores {records[0]['fid_floor']:.5f} at this count; the ratio, student to teacher, "
+        "is taken above that floor.",
     ]
     return "\n".join(lines)
 

@@ -9,8 +9,10 @@ to disk and renamed, so that one of its final name is whole.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from .errors import StepDistillError, UserError
 from .roles import Role
 
 WEIGHTS, INDEX = "state.safetensors", "state.json"
+PARTIAL, REMOVED = ".partial", ".removed"  # folders on their way to be a checkpoint, or from it
 
 
 @dataclass
@@ -38,20 +41,31 @@ class Checkpoint:
     ema: EMA
     settings: dict[str, Any]
 
-    def save(self, folder: Path, iteration: int, metric: float | None = None) -> Path:
-        """Write ``folder/NNNNNN``; on a full disk nothing is left and earlier ones stay good."""
+    def __post_init__(self) -> None:
+        self.settings = json.loads(json.dumps(self.settings, default=str))  # as they will be read
+
+    def save(
+        self,
+        folder: Path,
+        iteration: int,
+        metric: float | None = None,
+        logs: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Write ``folder/NNNNNN``; on a full disk nothing is left and earlier ones stay good.
+
+        ``logs`` are the last values of the logged terms, some of them older than this iteration.
+        """
         final = folder / f"{iteration:06d}"
-        partial = final.with_suffix(".partial")
-        index = {"iteration": iteration, "metric": metric, "settings": self.settings}
+        partial = final.with_suffix(PARTIAL)
+        index = {"iteration": iteration, "metric": metric, "logs": dict(logs or {})}
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_file(self._tensors(), partial / WEIGHTS)
-            (partial / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True))
-            for name in (WEIGHTS, INDEX):
-                _flush(partial / name)
-            if final.exists():
-                shutil.rmtree(final)
+            text = json.dumps({**index, "settings": self.settings}, indent=1, sort_keys=True)
+            (partial / INDEX).write_text(text)
+            for path in (partial / WEIGHTS, partial / INDEX, partial):
+                _flush(path)
             os.replace(partial, final)
             _flush(folder)
         except (OSError, SafetensorError) as error:
@@ -62,8 +76,8 @@ class Checkpoint:
             ) from error
         return final
 
-    def load(self, path: Path) -> int:
-        """Restore in place and return the iteration. UserError for another run's or a torn one."""
+    def load(self, path: Path) -> tuple[int, dict[str, float]]:
+        """Restore in place; (iteration, logs). UserError for another run's or a damaged one."""
         index = read_index(path)
         if index["settings"] != self.settings:
             changed = _differences(index["settings"], self.settings)
@@ -71,34 +85,38 @@ class Checkpoint:
                 f"{path} was made with other settings ({changed}): give the same settings, or "
                 "another --output"
             )
-        try:
-            tensors = load_file(path / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path / WEIGHTS} is damaged ({error}): remove {path}") from error
-        device = next(iter(self.ema.weights.values())).device
-        with torch.no_grad():
-            for name, role in self.roles.items():
-                for key, parameter in role.trainable().items():
-                    parameter.copy_(tensors[f"weights/{name}/{key}"])
-            for key, average in self.ema.weights.items():
-                average.copy_(tensors[f"ema/{key}"])
+        tensors = _read(path)
+        live = self._weights()
+        stored = {k: v for k, v in tensors.items() if not k.startswith("optimizer/")}
+        if _kinds(stored) != _kinds(live):
+            changed = _differences(_kinds(stored), _kinds(live))
+            raise UserError(f"{path} is of other networks ({changed}): give another --output")
+        for key, tensor in live.items():
+            tensor.copy_(stored[key])
+        moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                parameter, _, moment = key.rpartition("/")
+                # a copy: what load_file gives may be a view of the file
+                moments[parameter][moment] = value.clone()
         for name, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for i, key in enumerate(self.roles[name].trainable()):
-                prefix = f"optimizer/{name}/{key}/"
-                found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                state[i] = {k: v if k == "step" else v.to(device) for k, v in found.items()}
+            keys = self.roles[name].trainable()
+            state = {i: moments[f"optimizer/{name}/{key}"] for i, key in enumerate(keys)}
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(index["iteration"])
+        return int(index["iteration"]), index["logs"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The live trainable weights and their average."""
+        weights = {
+            f"weights/{name}/{key}": parameter.detach()
+            for name, role in self.roles.items()
+            for key, parameter in role.trainable().items()
+        }
+        return weights | {f"ema/{key}": average for key, average in self.ema.weights.items()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, role in self.roles.items():
-            for key, parameter in role.trainable().items():
-                tensors[f"weights/{name}/{key}"] = parameter.detach()
-        for key, average in self.ema.weights.items():
-            tensors[f"ema/{key}"] = average
+        tensors = self._weights()
         for name, optimizer in self.optimizers.items():
             for key, parameter in self.roles[name].trainable().items():
                 for moment, value in optimizer.state[parameter].items():
@@ -109,14 +127,17 @@ class Checkpoint:
 @torch.no_grad()
 def load_average(path: Path, role: Role) -> None:
     """Put the averaged weights of a checkpoint into ``role``."""
-    tensors = load_file(path / WEIGHTS)
+    tensors = _read(path)
     for key, parameter in role.trainable().items():
         parameter.copy_(tensors[f"ema/{key}"])
 
 
 def read_index(path: Path) -> dict[str, Any]:
     """The JSON beside a checkpoint's tensors."""
-    index: dict[str, Any] = json.loads((path / INDEX).read_text())
+    try:
+        index: dict[str, Any] = json.loads((path / INDEX).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / INDEX} is damaged ({error}): remove {path}") from error
     return index
 
 
@@ -126,24 +147,41 @@ def complete(folder: Path) -> list[Path]:
     return sorted(named, key=lambda p: int(p.name))
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Keep the newest ``keep`` and the one with the lowest metric."""
-    paths = complete(folder)
-    scored = [(read_index(p)["metric"], p) for p in paths]
-    best = min(((m, p) for m, p in scored if m is not None), default=(None, None))[1]
-    for path in paths[:-keep]:
-        if path != best:
-            # renamed first, so that a kill while deleting leaves no torn checkpoint behind
-            doomed = path.with_suffix(".partial")
-            shutil.rmtree(doomed, ignore_errors=True)
-            os.replace(path, doomed)
-            shutil.rmtree(doomed)
+def newest(folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if any; UserError if there is one and ``resume`` is off."""
+    found = complete(folder)
+    if found and not resume:
+        raise UserError(
+            f"{folder} holds {len(found)} checkpoints and resume is off: give another run folder, "
+            "or remove this one"
+        )
+    return found[-1] if found else None
 
 
 def best(folder: Path) -> Path | None:
     """The checkpoint with the lowest metric, if any was measured."""
     scored = [(read_index(p)["metric"], p) for p in complete(folder)]
-    return min(((m, p) for m, p in scored if m is not None), default=(None, None))[1]
+    measured = [(m, p) for m, p in scored if m is not None and math.isfinite(m)]
+    return min(measured, default=(None, None))[1]
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Keep the newest ``keep`` and the best; clear what kills have left half written or removed."""
+    spared = best(folder)
+    for path in complete(folder)[:-keep]:
+        if path != spared:
+            # renamed first, so that a kill while removing leaves no torn checkpoint behind
+            os.replace(path, path.with_suffix(REMOVED))
+    for leftover in (*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{REMOVED}")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path / WEIGHTS} is damaged ({error}): remove {path}") from error
+    return tensors
 
 
 def _flush(path: Path) -> None:
@@ -154,6 +192,21 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {key: f"{value.dtype} {tuple(value.shape)}" for key, value in tensors.items()}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first few keys whose values differ, nested ones dotted."""
+    old, new = _flat(old), _flat(new)
     keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    return ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys)
+    listed = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys[:5]]
+    return "; ".join(listed + [f"and {len(keys) - 5} more"] * (len(keys) > 5))
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{k}".rstrip("."): v for k, v in inner.items()}
+    return flat

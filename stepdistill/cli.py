@@ -1,11 +1,17 @@
-"""The console command: ``stepdistill COMMAND ...`` runs a program of ``trainers`` or ``evals``."""
+"""The console command: ``stepdistill COMMAND ...`` runs a program of ``trainers`` or ``evals``.
+
+Exit codes: 0 done, or a clean save on SIGTERM or SIGINT; 2 a mistake in what was asked; 3 a NaN or
+Inf; 1 anything else. Help must not wait for torch, so imports stand where they are used.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .errors import StepDistillError, UserError
 
@@ -19,17 +25,27 @@ COMMANDS = {
     "report": ("evals.report", "write a run's report.html"),
     "methods": ("", "list the methods (--json)"),
 }
+HELP = ("-h", "--help")
+# not a mistake in what was asked, and no bug either: the disk
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def guarded(program: Callable[[], object]) -> None:
     """Run a program; a StepDistillError becomes a sentence and its exit code."""
     try:
         program()
+        sys.stdout.flush()
     except StepDistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.exit_code)
+    except BrokenPipeError:  # whoever read our output has left: stepdistill methods | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        _leave(f"could not write {error.filename or 'a file'}: {error.strerror}", 1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave("interrupted", 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given: list[str]) -> None:
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not given or given[0] in (*HELP, "help"):
         print(_help())
         return
     command, rest = given[0], given[1:]
@@ -48,40 +64,51 @@ def _run(given: list[str]) -> None:
 
         print(version("stepdistill"))
     elif command not in COMMANDS:
-        raise UserError(
-            f"there is no command {command}.{_nearest(command, list(COMMANDS))}\n{_help()}"
-        )
+        raise UserError(f"there is no command {command}.{_nearest(command, COMMANDS)}\n{_help()}")
     elif command == "methods":
         _list_methods(rest)
     elif command == "train":
-        _launch(f"trainers.{_method_name(rest)}", rest[1:])
+        _train(rest)
     else:
         _launch(COMMANDS[command][0], rest)
 
 
 def _launch(module: str, arguments: list[str]) -> None:
     """Run a leaf program as its own main, with the arguments as its command line."""
+    before = sys.argv
     sys.argv = [f"stepdistill.{module}", *arguments]
-    runpy.run_module(f"stepdistill.{module}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"stepdistill.{module}", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
 
 
-def _method_name(rest: list[str]) -> str:
+def _train(rest: list[str]) -> None:
+    """``train METHOD ...``: the program of that name in trainers."""
     from .methods import METHODS
 
+    method = rest[0] if rest else ""
     listed = f"The methods are: {', '.join(METHODS)}"
-    if not rest or rest[0] in ("-h", "--help"):
-        raise UserError(f"usage: stepdistill train METHOD --teacher T --output DIR. {listed}")
-    if rest[0] not in METHODS:
-        raise UserError(f"there is no method {rest[0]}.{_nearest(rest[0], list(METHODS))} {listed}")
-    return rest[0]
+    usage = f"usage: stepdistill train METHOD --teacher T --output DIR [options]\n{listed}"
+    if method in HELP:
+        print(f"{usage}\n(stepdistill train METHOD --help lists the options of one)")
+    elif not method or method.startswith("-"):
+        raise UserError(f"train needs a method, before its options\n{usage}")
+    elif method not in METHODS:
+        raise UserError(f"there is no method {method}.{_nearest(method, METHODS)} {listed}")
+    else:
+        _launch(f"trainers.{method}", rest[1:])
 
 
 def _list_methods(rest: list[str]) -> None:
-    from .methods import METHODS
-
+    if rest and rest[0] in HELP:
+        print("usage: stepdistill methods [--json]\n\n  --json  as a JSON list (default: as text)")
+        return
     unknown = [argument for argument in rest if argument != "--json"]
     if unknown:
         raise UserError(f"stepdistill methods takes --json alone, not {' '.join(unknown)}")
+    from .methods import METHODS
+
     cards = [method.card.record() for method in METHODS.values()]
     if rest:
         print(json.dumps(cards, indent=1))
@@ -93,7 +120,12 @@ def _list_methods(rest: list[str]) -> None:
         print(f"         teachers: {', '.join(card['teachers'])}")
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def _leave(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _nearest(word: str, known: Collection[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(word, known, 1, 0.5)

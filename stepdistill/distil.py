@@ -42,6 +42,7 @@ class DistilOptions:
         data: "digits" or a folder of images, by class in sub-folders; default: the built-in
             teacher's own, or none for a method that needs none
         steps: network calls a sample of the student
+        times: the student's times instead, falling from 1 (pure noise); default: evenly spaced
         resume: go on from the newest checkpoint in output; false starts over in an empty folder
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         evaluate_samples: samples a measurement during training, on built-in data
@@ -51,6 +52,7 @@ class DistilOptions:
     output: str
     data: str = ""
     steps: int = 1
+    times: tuple[float, ...] = ()
     resume: bool = True
     skip_corrupt: bool = False
     evaluate_samples: int = 2_000
@@ -115,7 +117,8 @@ def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
 def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
     """The method on this teacher; the same new weights (a GAN head's) on all ranks."""
     torch.manual_seed(settings.get(FitConfig).seed)
-    plan = StepPlan.uniform(settings.get(DistilOptions).steps)
+    options = settings.get(DistilOptions)
+    plan = StepPlan(options.times) if options.times else StepPlan.uniform(options.steps)
     kind = METHODS[name]
     method: Method = kind.from_teacher(
         teacher, plan, settings.get(kind.Config), settings.get(LoRAOptions)
@@ -176,7 +179,7 @@ def _fit(
     teacher: Teacher,
 ) -> FitResult:
     options = settings.get(DistilOptions)
-    compared = ("teacher", "data", "steps", "method", "lora")
+    compared = ("teacher", "data", "steps", "times", "method", "lora")
     on_digits = (options.data or options.teacher) == "digits"
     return fit(
         method,
@@ -225,8 +228,8 @@ def sample_grids(method: Method, teacher: Teacher, folder: Path) -> Callable[[in
 
     def draw(iteration: int) -> None:
         if not teacher_rows:
-            streams = [NoiseStreams(seeds) for seeds in rows]
-            teacher_rows.extend(sample_teacher(teacher, cond, s, steps=18) for s in streams)
+            noise = [NoiseStreams(seeds).normal(teacher.sample_shape) for seeds in rows]
+            teacher_rows.extend(sample_teacher(teacher, cond, z, steps=18) for z in noise)
         generator, shape = method.roles["generator"].frozen, teacher.sample_shape
         students = [
             sample_student(generator, method.plan, cond, shape, NoiseStreams(seeds))

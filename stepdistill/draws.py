@@ -20,6 +20,16 @@ def key(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the global generators that a network on ``device`` draws from.
+
+    As torch.manual_seed, which takes milliseconds where torch knows devices that are not there.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class Draws:
     """The random numbers of one loss on one (micro-)batch.
 
@@ -43,8 +53,8 @@ class Draws:
         """N(0, I) of the shape and dtype of ``x`` (B, *)."""
         return self.normal(*x.shape, dtype=x.dtype)
 
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """N(0, I) of ``shape`` (B, *)."""
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """N(0, I) of ``shape`` (B, *), by default of torch's default dtype."""
         size = (self._share(shape[0]), *shape[1:])
         return torch.cat(
             [torch.randn(size, generator=g, device=self.device, dtype=dtype) for g in self._next()]

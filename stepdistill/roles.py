@@ -85,8 +85,9 @@ class Role:
 
     def check_sharing(self) -> None:
         """Raise RuntimeError if the frozen view no longer shares this role's storage."""
-        own = {p.data_ptr() for p in self.module.parameters()}
-        if any(p.data_ptr() not in own for p in self.frozen.parameters()):
+        own = {p.data_ptr() for p in (*self.module.parameters(), *self.module.buffers())}
+        seen = (*self.frozen.parameters(), *self.frozen.buffers())
+        if any(p.data_ptr() not in own for p in seen):
             raise RuntimeError(f"the frozen view of {self.name} lost its weights: it was moved")
 
     @contextlib.contextmanager
@@ -115,7 +116,7 @@ def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
     try:
         inject_adapter_in_model(config, module.backbone.network, "default")
     except ValueError as error:
-        raise UserError(f"LoRA for the {name} found nothing to adapt: {error}") from error
+        raise UserError(f"LoRA for the {name} cannot be added: {error}") from error
     return Role(name, module)
 
 
@@ -127,6 +128,10 @@ class LoRAOptions:
     alpha: float = 8.0  # the update is scaled by alpha / rank
     targets: tuple[str, ...] = ()  # layer names; default: those of the teacher's family
 
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"rank must be at least 0 (0 trains all weights), got {self.rank}")
+
 
 FULL = LoRAOptions()
 
@@ -134,11 +139,18 @@ FULL = LoRAOptions()
 def trainable_role(
     name: str, denoiser: Denoiser, options: LoRAOptions, family_targets: list[str]
 ) -> Role:
-    """``denoiser`` as a role: a full copy, or adapters over its own weights if a rank is set."""
+    """``denoiser`` as a role: a full copy, or adapters over its own weights if a rank is set.
+
+    UserError for targets of ``options`` that name no layer of the network.
+    """
     if options.rank == 0:
         return full(name, denoiser)
     from peft import LoraConfig
 
+    layers = [f".{layer}" for layer, _ in denoiser.backbone.network.named_modules()]
+    unknown = [t for t in options.targets if not any(x.endswith(f".{t}") for x in layers)]
+    if unknown:
+        raise UserError(f"LoRA targets that no layer of the {name} is called: {unknown}")
     targets = list(options.targets) or family_targets
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
     return lora(name, denoiser, config)
@@ -148,7 +160,7 @@ def merged(role: Role) -> nn.Module:
     """A true copy of the role's module with its adapters fused; the shared base stays as it is."""
     from peft.tuners.lora import LoraLayer
 
-    module = copy.deepcopy(role.module)
+    module: nn.Module = copy.deepcopy(role.module)
     for name, layer in list(module.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()

@@ -148,7 +148,8 @@ class EDMSchedule(Schedule):
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
-        self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        self._low: float = sigma_min ** (1 / rho)
+        self._high: float = sigma_max ** (1 / rho)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma_t = (self._low + t.double() * (self._high - self._low)) ** self.rho
@@ -161,7 +162,7 @@ class EDMSchedule(Schedule):
         return self(t)[1]
 
     def time_of_timestep(self, timestep: Tensor) -> Tensor:
-        root: Tensor = timestep.double() ** (1 / self.rho)
+        root = timestep.double() ** (1 / self.rho)
         return (root - self._low) / (self._high - self._low)
 
     def prior_std(self, t: Tensor) -> Tensor:

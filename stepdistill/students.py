@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .plans import StepPlan
-from .teachers import FAMILIES, read_card, read_model_index
+from .teachers import CARD, FAMILIES, first_line, read_card, read_model_index, supported
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Student:
     def steps(self, asked: int | None) -> int:
         """``asked`` if the plan allows it, by default the trained number. UserError otherwise."""
         if self.plan is None:
+            if asked is not None and asked < 1:
+                raise UserError(f"steps must be at least 1, got {asked}")
             return asked or 1
         return self.plan.steps if asked is None else self.plan.subset(asked).steps
 
@@ -68,18 +70,26 @@ class Student:
 
 def load_student(folder: Path) -> Student:
     """Load a diffusers folder of a known family; UserError if it is missing or damaged."""
-    index = read_model_index(folder)
-    if index.get("_class_name") not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(f"{folder} is a {index.get('_class_name')}, which is not known: {known}")
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}")
+    name = read_model_index(folder).get("_class_name")
+    if name not in FAMILIES:
+        raise UserError(f"{folder} is a {name}, which is not supported. {supported()}")
+    card = read_card(folder)
+    try:
+        plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{folder / CARD} holds no readable step plan: {error}") from error
     from diffusers import DiffusionPipeline
 
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"{folder} could not be loaded, its files look damaged: {error}") from error
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder} could not be loaded, its files look damaged: {first_line(error)}"
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
-    card = read_card(folder)
-    plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None
     classes = pipeline.unet.config.num_class_embeds
+    if classes is not None:  # the null class of a teacher is not one to sample
+        classes -= card.get("null_class") is not None
     return Student(pipeline, plan, card.get("num_classes", classes))

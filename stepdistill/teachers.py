@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,6 +54,10 @@ class Teacher:
         denoiser: Denoiser = self._adapter.student(self)
         return denoiser
 
+    def check_plan(self, plan: StepPlan) -> None:
+        """UserError, before any training, for a plan that ``save_student`` cannot export."""
+        self._adapter.check_plan(self, plan)
+
     def save_student(self, generator: nn.Module, plan: StepPlan, folder: Path) -> None:
         """Write ``generator`` as a stock diffusers folder that follows ``plan``."""
         self._adapter.save(generator, self, plan, folder)
@@ -73,6 +77,11 @@ def built_in_worlds() -> list[str]:
     return sorted(p.parent.name for p in WORLDS.glob("*/teacher"))
 
 
+def supported() -> str:
+    """The pipelines that have an adapter, in a sentence."""
+    return f"Supported pipelines: {', '.join(sorted(FAMILIES))}"
+
+
 def load_teacher(source: str | Path, device: torch.device | str = "cpu") -> Teacher:
     """Load a teacher by built-in name, folder or hub id, onto ``device``.
 
@@ -82,34 +91,46 @@ def load_teacher(source: str | Path, device: torch.device | str = "cpu") -> Teac
     index = read_model_index(folder)
     pipeline = index.get("_class_name")
     if pipeline not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(f"{source} is a {pipeline}, which no adapter covers. Known: {known}")
+        raise UserError(f"{source} is a {pipeline}, which is not supported. {supported()}")
     adapter = importlib.import_module(f"{__package__}.backbones.{FAMILIES[pipeline]}")
     try:
         teacher: Teacher = adapter.load(folder, read_card(folder))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{source} could not be loaded, its files look damaged: {error}") from error
+        raise UserError(
+            f"{source} could not be loaded, its files look damaged: {first_line(error)}"
+        ) from error
     teacher.denoiser.to(device)
-    return teacher
+    return replace(teacher, name=str(source))
 
 
 def read_model_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a diffusers folder; UserError if there is none."""
-    path = folder / "model_index.json"
-    if not path.exists():
-        raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json")
-    try:
-        index: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
-    return index
+    if not (folder / "model_index.json").exists():
+        within = next((p.parent for p in sorted(folder.glob("*/model_index.json"))), None)
+        hint = f": did you mean {within}?" if within else ""
+        raise UserError(f"{folder} is not a diffusers folder, it has no model_index.json{hint}")
+    return _read_object(folder / "model_index.json")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """What stepdistill wrote beside the weights; {} if the folder is not ours."""
-    path = folder / CARD
-    card: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return card
+    return _read_object(folder / CARD) if (folder / CARD).exists() else {}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says went wrong: they go on for long."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; UserError for anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, and holds a {type(found).__name__}")
+    return found
 
 
 def _folder(source: str) -> Path:
@@ -129,5 +150,5 @@ def _folder(source: str) -> Path:
         return Path(DiffusionPipeline.download(source))
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
         raise UserError(
-            f"{source} is neither a folder nor a model the hub could give: {error}"
+            f"{source} is neither a folder nor a model the hub could give: {first_line(error)}"
         ) from error

@@ -64,7 +64,7 @@ def test_the_mathematics_does_not_know_the_loop() -> None:
     ids=lambda p: p.relative_to(ROOT).as_posix(),
 )
 def test_only_fit_steps(path: Path) -> None:
-    """``.backward()`` and ``optimizer.step()`` are called in fit.py (and its bare-loop benchmark)."""
+    """``.backward()`` and ``optimizer.step()`` are called in fit.py and in its benchmark alone."""
     if path.name in ("fit.py", "overhead.py"):
         return
     for node in ast.walk(ast.parse(path.read_text())):

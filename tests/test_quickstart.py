@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,15 @@ def test_quickstart_long_leaves_what_it_promises(tmp_path: Path) -> None:
     """
     output = tmp_path / "run"
     program = importlib.import_module("stepdistill.trainers.quickstart")
-    program.main(
-        ["--output", str(output), "--long", "--max-steps", "12", "--num_samples", "600"]
-    )
+    program.main(["--output", str(output), "--long", "--max-steps", "12", "--num_samples", "600"])
     record = json.loads((output / "results.json").read_text())
     for model in (record["teacher"], record["student"]):
         assert {"nfe", "fid", "num_samples", "class_accuracy", "ms_per_image"} <= model.keys()
     assert [row["nfe"] for row in record["students"]] == [1, 4]
     for row in record["students"]:
-        ratio = (row["fid"] - record["fid_floor"]) / (record["teacher"]["fid"] - record["fid_floor"])
+        ratio = (row["fid"] - record["fid_floor"]) / (
+            record["teacher"]["fid"] - record["fid_floor"]
+        )
         assert row["fid_ratio"] == pytest.approx(ratio)
         assert row["speed_up"] == record["teacher"]["ms_per_image"] / row["ms_per_image"]
     assert record["student"]["num_samples"] == 600

@@ -47,7 +47,9 @@ def test_commands_exist() -> None:
                 assert words[2] in METHODS
         else:
             assert words[0] == "accelerate"
-            assert (ROOT / "trainers" / (words[words.index("-m") + 1].split(".")[-1] + ".py")).exists()
+            assert (
+                ROOT / "trainers" / (words[words.index("-m") + 1].split(".")[-1] + ".py")
+            ).exists()
     assert seen >= 5
 
 
@@ -62,4 +64,6 @@ def test_the_table_is_what_the_records_say(capsys: pytest.CaptureFixture[str]) -
     import importlib
 
     tables = importlib.import_module("stepdistill.evals.tables")
-    tables.main([f"--readme={ROOT / 'README.md'}", f"--records={ROOT / 'results'}", "--check"])
+    tables.main(
+        [f"--readme={ROOT / 'README.md'}", f"--records={ROOT / 'evals' / 'records'}", "--check"]
+    )

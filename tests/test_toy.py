@@ -18,7 +18,7 @@ from stepdistill.backbones.exact import GaussianMixture, ring
 from stepdistill.backbones.mlp import MLP, VectorBackbone
 from stepdistill.conditioning import Conditioning
 from stepdistill.data import TensorData
-from stepdistill.denoisers import Denoiser, PredictsEDM, Prediction
+from stepdistill.denoisers import Denoiser, Prediction, PredictsEDM
 from stepdistill.fit import FitConfig, fit
 from stepdistill.methods import DMD2, ECT, DMD2Config, ECTConfig, Method
 from stepdistill.methods import dmd2 as dmd2_module

@@ -136,11 +136,12 @@ class CorruptImageError(UserError):
 def _decoded(file: Path) -> Image.Image:
     """The image, 16-bit greys as 8-bit ones: PIL's own conversion would cut them off at white."""
     try:
-        with Image.open(file) as image:
-            image.load()
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            return image
+        with Image.open(file) as opened:
+            opened.load()
+            image: Image.Image = opened
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        return image
     except UNREADABLE as error:
         raise CorruptImageError(
             f"{file} is not a readable image ({error}): remove it, or give --skip_corrupt"

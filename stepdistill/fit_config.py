@@ -1,0 +1,70 @@
+"""The settings of the loop, the same for every method."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of the loop, the same for every method. UserError for those that cannot run."""
+
+    max_steps: int = 1000  # iterations
+    batch_size: int = 128  # global: over all ranks and accumulated micro-batches
+    accumulate: int = 1  # micro-batches a rank cuts its part of the batch into
+    shards: int = 8  # cuts of the batch that draw on their own; ranks x accumulate divides it
+    seed: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW
+    weight_decay: float = 0.01
+    grad_clip: float = 10.0  # largest gradient norm of a role
+    lr_warmup: int = 0  # iterations of linear rise at the start
+    lr_decay: int = 0  # iterations of linear fall to zero at the end
+    ema_half_life: float = 50_000  # images; the generator's average is evaluated and exported
+    ema_rampup: float = 0.05  # the half-life is at most this part of the images seen
+    bf16: bool = False  # autocast the networks; schedules and losses stay float32
+    workers: int = 0  # data loading processes
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2  # newest checkpoints kept, beside the best
+    sample_every: int = 0  # 0: never
+    evaluate_every: int = 0  # 0: never
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.grad_clip > 0:
+            raise UserError(f"grad_clip must be above 0, got {self.grad_clip}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas must lie in [0, 1), got {self.betas}")
+
+    def lr_factor(self, iteration: int) -> float:
+        """Multiplier of every learning rate at ``iteration`` (from 1)."""
+        rise = min(1.0, iteration / self.lr_warmup) if self.lr_warmup else 1.0
+        left = self.max_steps - iteration + 1
+        fall = min(1.0, left / self.lr_decay) if self.lr_decay else 1.0
+        return rise * fall
+
+    def due(self, what: str, iteration: int) -> bool:
+        """Is it time to "log", "save", "sample" or "evaluate"? Every so often, and at the end."""
+        every: int = getattr(self, f"{what}_every")
+        return every > 0 and (iteration == self.max_steps or iteration % every == 0)
+
+    def trajectory(self) -> dict[str, Any]:
+        """The settings that a resumed run must share: those that change the numbers."""
+        free = _FREE | (set() if self.lr_decay else {"max_steps"})
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+
+
+_LEAST = {
+    **dict.fromkeys(("max_steps", "batch_size", "accumulate", "shards"), 1),
+    **dict.fromkeys(("log_every", "save_every", "keep"), 1),
+    **dict.fromkeys(("lr_warmup", "lr_decay", "weight_decay", "ema_half_life"), 0),
+    **dict.fromkeys(("ema_rampup", "workers", "sample_every", "evaluate_every"), 0),
+}
+_FREE = {"accumulate", "workers", "log_every", "save_every", "keep", "sample_every"}
+_FREE |= {"evaluate_every"}

@@ -1,0 +1,44 @@
+"""``stepdistill`` commands run in this process: importing diffusers anew takes half a minute."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from stepdistill.cli import main
+
+
+def run(*arguments: object) -> int:
+    """The exit code of ``stepdistill ARGUMENTS``; a traceback fails the test."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def check_exports_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the script of export's fresh process in this one, still without stepdistill."""
+
+    def fake(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:2] == [sys.executable, "-c"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", command[3]])
+            patch.setitem(sys.modules, "stepdistill", None)
+            exec(command[2], {"__name__": "__main__"})
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    module = importlib.import_module("stepdistill.export")
+    monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=fake))
+
+
+def draw_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``train`` without the curves of its report, which take longer than a tiny run."""
+    module = importlib.import_module("stepdistill.distil")
+    monkeypatch.setattr(module, "write_report", lambda run: run / "report.html")

@@ -1,0 +1,64 @@
+"""Which samples and numbers an iteration gets: functions of the seed, whoever computes it."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from stepdistill.data.loading import Cut, ShardedOrder
+from stepdistill.draws import Draws
+from stepdistill.errors import UserError
+
+
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
+def test_every_epoch_is_a_permutation():
+    """Each epoch shows every sample once, in another order; a seed gives another one too."""
+    size, batch = 50, 8
+    cut = Cut.of(batch, 8)
+    order = flat(ShardedOrder(size, cut, 0, 0, 25))  # 200 samples: 4 epochs
+    epochs = [order[i : i + size] for i in range(0, 200, size)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert flat(ShardedOrder(size, cut, 1, 0, 25)) != order
+    assert flat(ShardedOrder(size, cut, 0, 7, 25)) == order[7 * batch :]
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 2), (8, 1)])
+def test_order_is_the_same_for_any_cut(ranks, accumulate):
+    """Ranks and micro-batches read parts of one global batch, in its order; also past an epoch."""
+    size, batch, last = 5, 16, 9  # a batch of three epochs
+    together = list(ShardedOrder(size, Cut.of(batch, 8), 3, 0, last))
+    orders = [
+        list(ShardedOrder(size, Cut.of(batch, 8, accumulate, rank, ranks), 3, 0, last))
+        for rank in range(ranks)
+    ]
+    for iteration in range(last):
+        parts = slice(iteration * accumulate, (iteration + 1) * accumulate)
+        assert flat(flat(order[parts]) for order in orders) == together[iteration]
+
+
+def test_draws_are_the_same_for_any_cut():
+    """Normal and uniform numbers belong to shards, shared indices to the iteration."""
+    whole = Draws(0, 5, "critic", range(8))
+    parts = [Draws(0, 5, "critic", range(i, i + 2)) for i in (0, 2, 4, 6)]
+    for _ in range(2):  # a second draw gives other numbers
+        assert torch.equal(whole.normal(16, 3), torch.cat([d.normal(4, 3) for d in parts]))
+        assert torch.equal(whole.uniform(16), torch.cat([d.uniform(4) for d in parts]))
+        assert len({whole.shared_index(1000), *(d.shared_index(1000) for d in parts)}) == 1
+    others = [Draws(1, 5, "critic"), Draws(0, 6, "critic"), Draws(0, 5, "generator")]
+    values = {Draws(0, 5, "critic").normal(1).item(), *(d.normal(1).item() for d in others)}
+    assert len(values) == 4
+
+
+def test_batches_that_shards_do_not_divide():
+    """A batch of 12 has 4 shards of the 8 asked for; cuts that take no whole shard are refused."""
+    assert Cut.of(12, 8).shards == 4
+    assert [list(Cut.of(12, 8, 2).places(m)) for m in Cut.of(12, 8, 2).micro] == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7, 8, 9, 10, 11],
+    ]
+    with pytest.raises(UserError, match="2 processes x accumulate=3 must divide the 4 shards"):
+        Cut.of(12, 8, 3, 0, 2)
