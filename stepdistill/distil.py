@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from . import checkpoint, presets
+from .conditioning import Conditioning
 from .config import Settings, parse, write_yaml
 from .data import Data, TensorData
-from .data.digits import digits_data
+from .data.digits import digits, digits_data
 from .data.images import load_image_folder
 from .errors import UserError
 from .export import export
@@ -139,20 +141,21 @@ def _open(run: RunFolder, name: str, settings: Settings) -> None:
 
 
 def load_data(options: DistilOptions, teacher: Teacher) -> Data:
-    """Real samples if there are any, else conditionings alone."""
+    """Real samples if there are any, else conditionings alone.
+
+    UserError for data that this teacher cannot make, or of classes it does not have.
+    """
+    shape, classes = teacher.sample_shape, teacher.num_classes
     source = options.data or (options.teacher if options.teacher == "digits" else "")
+    if not source:
+        return TensorData(None, teacher.encode(range(classes or 1)))
     if source == "digits":
-        data: Data = digits_data()
-        shape = (1, 8, 8)
-    elif source:
-        data = load_image_folder(Path(source), teacher.sample_shape, options.skip_corrupt)  # type: ignore[arg-type]
-        shape = teacher.sample_shape  # type: ignore[assignment]
-    else:
-        classes = teacher.num_classes or 1
-        return TensorData(None, teacher.encode(range(classes)))
-    if shape != teacher.sample_shape:
-        raise UserError(f"the data is {shape}, but {options.teacher} makes {teacher.sample_shape}")
-    return data
+        if shape != (1, 8, 8):
+            raise UserError(f"the digits are (1, 8, 8), but {options.teacher} makes {shape}")
+        return digits_data() if classes else TensorData(digits()[0], Conditioning.empty(1797))
+    images = load_image_folder(Path(source), shape, options.skip_corrupt).for_model(classes)
+    print(images.describe(), file=sys.stderr)
+    return images
 
 
 def export_student(
