@@ -111,12 +111,8 @@ class VPSchedule(Schedule):
         return len(self.knots) - 1
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        position = t.double() * self.num_steps
+        position = self._position(t)
         knots = self.knots.to(t.device)
-        # float32 times land next to a knot: take them as the knot
-        position = torch.where(
-            (position - position.round()).abs() < 1e-4, position.round(), position
-        )
         low = position.floor().clamp(0, self.num_steps - 1).long()
         abar = knots[low] + (position - low) * (knots[low + 1] - knots[low])
         return abar.sqrt(), (1 - abar).sqrt()
@@ -128,14 +124,19 @@ class VPSchedule(Schedule):
         return (low + (knots[low] - abar) / (knots[low] - knots[low + 1])) / self.num_steps
 
     def timestep(self, t: Tensor) -> Tensor:
-        native = t.double() * self.num_steps - 1
-        return torch.where((native - native.round()).abs() < 1e-4, native.round(), native)
+        return self._position(t) - 1
 
     def time_of_timestep(self, timestep: Tensor) -> Tensor:
         return (timestep.double() + 1) / self.num_steps
 
     def nearest(self, t: Tensor) -> Tensor:
-        return (t.double() * self.num_steps - 1e-6).ceil().clamp(min=1) / self.num_steps
+        return self._position(t).ceil().clamp(min=1) / self.num_steps
+
+    def _position(self, t: Tensor) -> Tensor:
+        """t N, and exactly the step where a float32 time was meant to be one."""
+        position = t.double() * self.num_steps
+        step = position.round()
+        return torch.where((position - step).abs() < 2.4e-7 * self.num_steps, step, position)
 
 
 class EDMSchedule(Schedule):

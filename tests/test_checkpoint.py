@@ -208,8 +208,8 @@ def test_no_room_for_the_log(tmp_path, monkeypatch):
 
 
 def test_best_checkpoint_is_kept_beside_the_newest(tmp_path):
-    """Metrics 5, 1, NaN, 4, 2 at 2 ... 10 with keep=2: iteration 4 stays, and is the best."""
-    scores = iter([5.0, 1.0, math.nan, 4.0, 2.0])
+    """Metrics NaN, 1, 5, 4, 2 at 2 ... 10 with keep=2: iteration 4 stays, and is the best."""
+    scores = iter([math.nan, 1.0, 5.0, 4.0, 2.0])
     watched = {"evaluate": lambda: {"fid": next(scores)}, "evaluate_every": 2}
     go(Stub(), numbers(), tmp_path, max_steps=10, **watched)
     assert saved(tmp_path) == ["000004", "000008", "000010"]

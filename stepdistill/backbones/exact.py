@@ -35,9 +35,10 @@ class GaussianMixture(nn.Module):
         self.schedule = schedule
         count = len(means)
         weights = torch.ones(count) if weights is None else weights
+        weights = weights.double()
         self.register_buffer("means", means.double())
         self.register_buffer("stds", stds.double().expand_as(means))
-        self.register_buffer("log_weights", (weights / weights.sum()).double().log())
+        self.register_buffer("log_weights", (weights / weights.sum()).log())
         self.means: Tensor
         self.stds: Tensor
         self.log_weights: Tensor
