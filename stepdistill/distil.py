@@ -18,7 +18,7 @@ from .conditioning import Conditioning
 from .config import Settings, parse, write_yaml
 from .data import Data, TensorData
 from .data.digits import digits, digits_data
-from .data.images import load_image_folder
+from .data.images import ImageFolder, load_image_folder
 from .errors import UserError
 from .export import export
 from .fit import FitConfig, FitResult, fit
@@ -59,14 +59,20 @@ class DistilOptions:
     skip_corrupt: bool = False
     evaluate_samples: int = 2_000
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "evaluate_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def read_settings(name: str, arguments: Sequence[str] | None) -> Settings:
     """Options of ``train NAME``; the presets of a built-in teacher are their defaults."""
     program, flat = f"stepdistill train {name}", (DistilOptions, FitConfig)
     nested = {"method": METHODS[name].Config, "lora": LoRAOptions}
-    settings = parse(program, flat, nested, arguments)
+    note = presets.described(name)
+    settings = parse(program, flat, nested, arguments, note=note)
     preset = presets.of(settings.get(DistilOptions).teacher, name)
-    return parse(program, flat, nested, arguments, preset) if preset else settings
+    return parse(program, flat, nested, arguments, preset, note=note) if preset else settings
 
 
 def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
@@ -82,15 +88,21 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     teacher = load_teacher(options.teacher, accelerator.device)
     method = build_method(name, settings, teacher)
     data = load_data(options, teacher)
+    check_possible(name, method, data, teacher)
     run = RunFolder(options.output)
     with run if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
-            _open(run, name, settings)
+            _open(run, name, settings, data)
         result = _fit(name, method, data, run, settings, accelerator, teacher)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
                 export_student(name, method, teacher, run.student, result.iteration)
             write_report(run.path)
+    if result.interrupted and accelerator.is_main_process:
+        print(
+            f"stopped at iteration {result.iteration}, which is saved: the same command goes on",
+            file=sys.stderr,
+        )
     return result
 
 
@@ -107,7 +119,9 @@ def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
     if iteration is not None and iteration not in named:
         raise UserError(f"{run} has no checkpoint {iteration}: it has {sorted(named)}")
     path = named[iteration] if iteration is not None else checkpoint.best(folder) or found[-1]
-    name = checkpoint.read_index(path)["settings"]["method_name"]
+    name = checkpoint.read_index(path)["settings"].get("method_name")
+    if name not in METHODS:
+        raise UserError(f"{run} is not a run of stepdistill train: its checkpoints name no method")
     settings = read_settings(name, ["--config", str(run / "config.yaml")])
     teacher = load_teacher(settings.get(DistilOptions).teacher)
     method = build_method(name, settings, teacher)
@@ -128,7 +142,15 @@ def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
     return method
 
 
-def _open(run: RunFolder, name: str, settings: Settings) -> None:
+def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> None:
+    """UserError before any long work: data the method lacks, a plan the pipeline cannot follow."""
+    if method.needs_data and isinstance(data, TensorData) and data.x0 is None:
+        needs = next(need for need in METHODS[name].card.needs if need.startswith("data"))
+        raise UserError(f"{name} needs {needs}, and {teacher.name} brings none: give --data")
+    teacher.check_plan(method.plan)
+
+
+def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
     """Write a new run's settings; UserError for an old run that is not to be gone on with."""
     found = checkpoint.complete(run.checkpoints)
     if found and not settings.get(DistilOptions).resume:
@@ -138,6 +160,11 @@ def _open(run: RunFolder, name: str, settings: Settings) -> None:
         )
     if not found:
         write_yaml(settings.resolved, run.path / "config.yaml", f"stepdistill train {name}")
+        if isinstance(data, ImageFolder):
+            counts = {"data/images": len(data), "data/skipped": len(data.skipped)}
+            run.log({"iteration": 0, **counts})
+    if isinstance(data, ImageFolder):
+        print(data.describe(), file=sys.stderr)
 
 
 def load_data(options: DistilOptions, teacher: Teacher) -> Data:
@@ -150,12 +177,15 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
     if not source:
         return TensorData(None, teacher.encode(range(classes or 1)))
     if source == "digits":
+        wrong = "the digits are 8x8 grey images of 10 classes"
         if shape != (1, 8, 8):
-            raise UserError(f"the digits are (1, 8, 8), but {options.teacher} makes {shape}")
-        return digits_data() if classes else TensorData(digits()[0], Conditioning.empty(1797))
-    images = load_image_folder(Path(source), shape, options.skip_corrupt).for_model(classes)
-    print(images.describe(), file=sys.stderr)
-    return images
+            raise UserError(f"{wrong}, and {options.teacher} makes {shape}")
+        if classes is None:
+            return TensorData(digits()[0], Conditioning.empty(1797))
+        if classes < 10:
+            raise UserError(f"{wrong}, and {options.teacher} has {classes} classes")
+        return digits_data()
+    return load_image_folder(Path(source), shape, options.skip_corrupt).for_model(classes)
 
 
 def export_student(

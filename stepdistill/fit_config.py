@@ -17,7 +17,7 @@ class FitConfig:
     batch_size: int = 128  # global: over all ranks and accumulated micro-batches
     accumulate: int = 1  # micro-batches a rank cuts its part of the batch into
     shards: int = 8  # cuts of the batch that draw on their own; ranks x accumulate divides it
-    seed: int = 0
+    seed: int = 0  # of every draw and of new weights
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW
     weight_decay: float = 0.01
     grad_clip: float = 10.0  # largest gradient norm of a role

@@ -87,3 +87,14 @@ def of(teacher: str, method: str) -> dict[str, Any]:
     """The preset for a built-in teacher and a method; {} if there is none."""
     preset = _PRESETS.get((teacher, method))
     return preset() if preset is not None else {}
+
+
+def described(method: str) -> str:
+    """For --help: what the presets of ``method`` set, world by world."""
+    found = [(world, preset()) for (world, own), preset in _PRESETS.items() if own == method]
+    said = [
+        f"With --teacher {world} the defaults are: "
+        + ", ".join(f"{key} {value}" for key, value in values.items())
+        for world, values in found
+    ]
+    return " ".join(f"{sentence}." for sentence in said)

@@ -272,12 +272,17 @@ def test_teachers_that_cannot_be_used(
 def test_a_hub_id_that_cannot_be_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refusal
 ) -> None:
-    """One line, though the hub client says many."""
+    """Offline; and whatever the hub client raises, of which the first line is shown."""
+    given = ["train", "dmd2", *short(Path("nobody/nothing"), tmp_path / "run")]
+    says = ["nobody/nothing is neither a folder nor a model the hub could give"]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = refused(
-        *("train", "dmd2", *short(Path("nobody/nothing"), tmp_path / "run")),
-        says=["nobody/nothing is neither a folder nor a model the hub could give"],
-    )
+    refused(*given, says=says)
+
+    def fails(_: str) -> None:
+        raise ConnectionError("no route to host\nand\nmuch\nmore")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", fails)
+    message = refused(*given, says=[*says, "no route to host"])
     assert message.count("\n") == 1
 
 

@@ -30,6 +30,7 @@ class Classification:
         self.updates: dict[str, tuple[str, ...]] = {"generator": ("generator",)}
         self.learning_rates = {"generator": lr}
         self.critic_steps = 1
+        self.needs_data = True
 
     def generator_loss(self, batch: Batch) -> Loss:
         """On half of the images a shift by one pixel; noise of a standard deviation U(0, 0.3]."""

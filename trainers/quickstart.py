@@ -56,7 +56,10 @@ class Options:
 def train(output: Path, steps: int, seed: int, preset: dict[str, Any]) -> bool:
     """One ``train dmd2`` run with ``preset``; False if it was interrupted."""
     values = {"teacher": "digits", "output": str(output), "steps": steps, "seed": seed, **preset}
-    arguments = [f"--{name}={json.dumps(value)}" for name, value in values.items()]
+    arguments = [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in values.items()
+    ]
     return not distil("dmd2", arguments).interrupted
 
 

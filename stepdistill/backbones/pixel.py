@@ -65,7 +65,11 @@ def teacher(
     parametrization = PredictsEDM(config.sigma_data, noise_scale=NOISE_SCALE)
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UserError(f"{name}: the stock pipeline samples squares, not {height}x{width}")
     embeds = unet.config.num_class_embeds
+    if null_class is not None and (embeds is None or not 0 <= null_class < embeds):
+        raise UserError(f"{name}: null class {null_class} is none of its {embeds} embeddings")
     classes = None if embeds is None else embeds - (null_class is not None)
     null = (
         None if null_class is None else Conditioning({"class_labels": torch.tensor([null_class])})
@@ -104,6 +108,12 @@ def student(teacher: Teacher) -> Denoiser:
     assert isinstance(schedule, EDMSchedule)
     parametrization = PredictsEDM(source.sigma_data, schedule.sigma_min, source.noise_scale)
     return Denoiser(teacher.denoiser.backbone, schedule, parametrization)
+
+
+def check_plan(teacher: Teacher, plan: StepPlan) -> None:
+    """UserError for a plan that the pipeline's scheduler cannot reproduce."""
+    assert isinstance(teacher.denoiser.schedule, EDMSchedule)
+    _rho_of(plan, teacher.denoiser.schedule)
 
 
 def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -> None:

@@ -38,6 +38,7 @@ class Method(Protocol):
     ``updates`` says which roles each loss trains, in the order in which an iteration runs them:
     {"critic": ("critic", "head"), "generator": ("generator",)}. ``learning_rates`` has one entry a
     role. The loss "generator" runs on every ``critic_steps``-th iteration, "critic" on each.
+    ``needs_data`` says whether its batches must hold real samples, with these settings.
     """
 
     plan: StepPlan
@@ -45,6 +46,7 @@ class Method(Protocol):
     updates: dict[str, tuple[str, ...]]
     learning_rates: dict[str, float]
     critic_steps: int
+    needs_data: bool
 
     def generator_loss(self, batch: Batch) -> Loss: ...
 

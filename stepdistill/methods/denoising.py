@@ -39,6 +39,7 @@ class Denoising:
         self.updates: dict[str, tuple[str, ...]] = {"generator": ("generator",)}
         self.learning_rates = {"generator": config.lr}
         self.critic_steps = 1
+        self.needs_data = True
 
     def generator_loss(self, batch: Batch) -> Loss:
         """Weighted squared error of x0_hat."""

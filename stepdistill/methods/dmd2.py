@@ -105,6 +105,7 @@ class DMD2:
         }
         self.learning_rates = {"critic": config.critic_lr, "generator": config.generator_lr}
         self.critic_steps = config.critic_steps
+        self.needs_data = self.gan is not None
         if self.gan is not None:
             self.roles["head"] = self.gan.head
             self.updates["critic"] = ("critic", "head")

@@ -61,6 +61,7 @@ class ECT:
         self.updates: dict[str, tuple[str, ...]] = {"generator": ("generator",)}
         self.learning_rates = {"generator": config.lr}
         self.critic_steps = 1
+        self.needs_data = True
 
     @classmethod
     def from_teacher(
