@@ -19,7 +19,7 @@ class FitConfig:
     shards: int = 8  # cuts of the batch that draw on their own; ranks x accumulate divides it
     seed: int = 0  # of every draw and of new weights
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # AdamW
     grad_clip: float = 10.0  # largest gradient norm of a role
     lr_warmup: int = 0  # iterations of linear rise at the start
     lr_decay: int = 0  # iterations of linear fall to zero at the end
@@ -27,11 +27,11 @@ class FitConfig:
     ema_rampup: float = 0.05  # the half-life is at most this part of the images seen
     bf16: bool = False  # autocast the networks; schedules and losses stay float32
     workers: int = 0  # data loading processes
-    log_every: int = 10
-    save_every: int = 500
+    log_every: int = 10  # iterations between lines of metrics.jsonl
+    save_every: int = 500  # iterations between checkpoints
     keep: int = 2  # newest checkpoints kept, beside the best
-    sample_every: int = 0  # 0: never
-    evaluate_every: int = 0  # 0: never
+    sample_every: int = 0  # iterations between grids of fixed seeds; 0: never
+    evaluate_every: int = 0  # iterations between measurements; 0: never
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

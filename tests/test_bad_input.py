@@ -343,12 +343,12 @@ def test_data_that_cannot_be_used(teacher: Path, tmp_path: Path, refused: Refusa
 
 def test_digits_fit_only_their_own_shape(tmp_path: Path, refused: Refusal) -> None:
     """A teacher of three channels, or of five classes, cannot learn from them."""
-    for i, overrides in enumerate(({"in_channels": 3, "out_channels": 3}, {"num_class_embeds": 6})):
-        teacher = tiny_teacher_folder(
-            tmp_path / f"teacher{i}", null_class=5 if i else 10, **overrides
-        )
-        given = [*short(teacher, tmp_path / "run"), "--data=digits"]
-        refused("train", "dmd2", *given, says=["digits are 8x8 grey images of 10 classes"])
+    colour = tiny_teacher_folder(tmp_path / "colour", in_channels=3, out_channels=3)
+    given = ["train", "dmd2", "--data=digits", *short(colour, tmp_path / "run")]
+    refused(*given, says=["8x8 grey images of 10 classes", f"{colour} makes (3, 8, 8)"])
+    five = tiny_teacher_folder(tmp_path / "five", null_class=5, num_class_embeds=6)
+    given = ["train", "dmd2", "--data=digits", *short(five, tmp_path / "run")]
+    refused(*given, says=["8x8 grey images of 10 classes", f"{five} has 5 classes"])
 
 
 def test_a_gan_and_ect_need_real_data(teacher: Path, tmp_path: Path, refused: Refusal) -> None:
@@ -511,6 +511,18 @@ def test_exports_that_cannot_be_made(trained: Path, tmp_path: Path, refused: Ref
     assert (mine / "thesis.txt").read_text() == "years of work"
     output = mine / "thesis.txt" / "student"
     refused("export", trained, "--output", output, says=["cannot write to", str(output)])
+
+
+def test_a_run_does_not_replace_what_is_no_student(
+    teacher: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    """Something else where the student will lie is seen before the training."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "thesis.txt").write_text("years of work")
+    given = ["train", "ect", "--data=digits", *short(teacher, tmp_path)]
+    refused(*given, says=[f"{tmp_path}/student holds something that is no student"])
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert (tmp_path / "student" / "thesis.txt").exists()
 
 
 def test_an_export_does_not_replace_a_teacher(

@@ -48,6 +48,8 @@ def test_draws_are_the_same_for_any_cut():
         assert torch.equal(whole.normal(16, 3), torch.cat([d.normal(4, 3) for d in parts]))
         assert torch.equal(whole.uniform(16), torch.cat([d.uniform(4) for d in parts]))
         assert len({whole.shared_index(1000), *(d.shared_index(1000) for d in parts)}) == 1
+        assert len(whole.normal(16).unique()) == 16  # no shard repeats another
+        assert [d.normal(4).shape for d in parts] == [(4,)] * 4  # they draw on together
     others = [Draws(1, 5, "critic"), Draws(0, 6, "critic"), Draws(0, 5, "generator")]
     values = {Draws(0, 5, "critic").normal(1).item(), *(d.normal(1).item() for d in others)}
     assert len(values) == 4

@@ -21,7 +21,7 @@ from .base import Batch, Loss
 class DenoisingConfig:
     """EDM's values, but for the learning rate of the small built-in networks."""
 
-    lr: float = 2e-3
+    lr: float = 2e-3  # constant but for warm-up and decay
     noise_mean: float = -1.2  # P_mean
     noise_std: float = 1.2  # P_std
     condition_dropout: float = 0.1  # how often the null conditioning is shown

@@ -46,7 +46,7 @@ class DMD2Config:
     critic_steps: int = 5  # iterations a generator update: the critic learns in each (4.2)
     guidance_scale: float = 1.0  # of the real score only; Imagen's form, 1 is off
     t_min: float = 0.02  # matching times, U(t_min, t_max]: steps 20 to 980 of 1000, inclusive
-    t_max: float = 0.981
+    t_max: float = 0.981  # see t_min
     matching_log_normal: tuple[float, float] | None = None  # instead: mean, std of ln sigma/alpha
     critic_log_normal: tuple[float, float] | None = None  # the critic's times; None: U(0, 1]
     gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data

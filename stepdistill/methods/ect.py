@@ -27,14 +27,14 @@ from .base import Batch, Loss, MethodCard
 class ECTConfig:
     """The paper's CIFAR-10 values (Table 4 and section 4.1)."""
 
-    lr: float = 1e-4
+    lr: float = 1e-4  # the paper uses RAdam, this loop AdamW
     noise_mean: float = -1.1  # ln t ~ N(noise_mean, noise_std^2), t the noise level sigma/alpha
-    noise_std: float = 2.0
+    noise_std: float = 2.0  # see noise_mean
     q: float = 2.0  # the gap t - r shrinks by q each stage
     double_every: int = 10_000  # iterations a stage
     max_stage: int = 8  # the last stage, in which the run stays
     k: float = 8.0  # n(t) = 1 + k sigmoid(-b t): finer pairs at low noise
-    b: float = 1.0
+    b: float = 1.0  # see k
     huber_c: float = 0.0  # 0 is the l2 norm
 
 
