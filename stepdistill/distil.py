@@ -20,7 +20,7 @@ from .data import Data, TensorData
 from .data.digits import digits, digits_data
 from .data.images import ImageFolder, load_image_folder
 from .errors import UserError
-from .export import export
+from .export import claim, export
 from .fit import FitConfig, FitResult, fit
 from .grids import save_grid
 from .methods import METHODS
@@ -31,7 +31,7 @@ from .report import write_report
 from .roles import LoRAOptions, Role, merged
 from .runs import RunFolder
 from .sampling import NoiseStreams, sample_student, sample_teacher
-from .teachers import Teacher, load_teacher
+from .teachers import Teacher, load_teacher, read_card
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
             _open(run, name, settings, data)
         result = _fit(name, method, data, run, settings, accelerator, teacher)
         if accelerator.is_main_process and not result.interrupted:
-            with result.ema.applied():
-                export_student(name, method, teacher, run.student, result.iteration)
-            write_report(run.path)
+            if read_card(run.student).get("iteration") != result.iteration:
+                with result.ema.applied():
+                    export_student(name, method, teacher, run.student, result.iteration)
+            print(f"student: {run.student}\npage:    {write_report(run.path)}")
     if result.interrupted and accelerator.is_main_process:
         print(
             f"stopped at iteration {result.iteration}, which is saved: the same command goes on",
@@ -152,6 +153,7 @@ def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> N
 
 def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
     """Write a new run's settings; UserError for an old run that is not to be gone on with."""
+    claim(run.student)
     found = checkpoint.complete(run.checkpoints)
     if found and not settings.get(DistilOptions).resume:
         raise UserError(

@@ -18,7 +18,7 @@ class FitConfig:
     accumulate: int = 1  # micro-batches a rank cuts its part of the batch into
     shards: int = 8  # cuts of the batch that draw on their own; ranks x accumulate divides it
     seed: int = 0  # of every draw and of new weights
-    betas: tuple[float, float] = (0.9, 0.999)  # AdamW
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's decay of its two moments
     weight_decay: float = 0.01  # AdamW
     grad_clip: float = 10.0  # largest gradient norm of a role
     lr_warmup: int = 0  # iterations of linear rise at the start

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.data.digits import digits, digits_data
 from stepdistill.fit import FitConfig, fit
@@ -62,7 +63,7 @@ class Options:
     """Train the digit classifier; its weights lie in ``output``/classifier."""
 
     output: str  # the run folder
-    lr: float = 2e-3
+    lr: float = 2e-3  # learning rate
 
 
 DEFAULTS = {
@@ -102,4 +103,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -37,12 +37,12 @@ class Options:
     output: str  # the run folder
     data: str = "digits"  # "digits", or a folder with one sub-folder of images a class
     size: int = 8  # pixels, height and width
-    channels: int = 1
+    channels: int = 1  # 1 grey, 3 colour
     widths: tuple[int, ...] = (16, 32)  # block_out_channels of UNet2DModel
-    layers_per_block: int = 1
+    layers_per_block: int = 1  # of UNet2DModel
     sigma_data: float = 0.75  # standard deviation of the pixels in [-1, 1]
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: float = 0.002  # lowest noise level of the schedule
+    sigma_max: float = 80.0  # highest
 
 
 DEFAULTS = {

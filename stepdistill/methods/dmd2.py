@@ -41,8 +41,8 @@ from .base import Batch, Loss, MethodCard
 class DMD2Config:
     """The paper's ImageNet-64 values, Table 6 there."""
 
-    generator_lr: float = 2e-6  # Adam, constant
-    critic_lr: float = 2e-6  # of the critic and its head
+    generator_lr: float = 2e-6  # learning rate, constant
+    critic_lr: float = 2e-6  # learning rate of the critic and its head
     critic_steps: int = 5  # iterations a generator update: the critic learns in each (4.2)
     guidance_scale: float = 1.0  # of the real score only; Imagen's form, 1 is off
     t_min: float = 0.02  # matching times, U(t_min, t_max]: steps 20 to 980 of 1000, inclusive
