@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ numpy.save(output, numpy.stack([sample(steps) for steps in counts]))
 
 
 def export(
-    generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path, card: dict[str, Any]
+    generator: nn.Module,
+    teacher: Teacher,
+    plan: StepPlan,
+    folder: str | Path,
+    card: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``folder`` whole or not at all, and check it in a fresh process.
 
@@ -53,13 +58,18 @@ def export(
     folder's samples differ from the trainer's own x0.
     """
     assert isinstance(generator, Denoiser)
-    folder = folder.resolve()
+    folder = Path(folder).resolve()
     claim(folder)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         teacher.save_student(generator, plan, aside)
-        record = {**card, "family": teacher.family, "plan": plan.to_dict()}
+        record = {
+            "teacher": teacher.name,
+            **(card or {}),
+            "family": teacher.family,
+            "plan": plan.to_dict(),
+        }
         record["sample_shape"] = list(teacher.sample_shape)
         record["num_classes"] = teacher.num_classes
         (aside / CARD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

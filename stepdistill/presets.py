@@ -47,6 +47,7 @@ def digits_ect() -> dict[str, Any]:
         "betas": (0.9, 0.99),
         "weight_decay": 0.0,
         "lr_decay": 1_500,
+        "grad_clip": 1e9,
         "ema_half_life": 60_000,
         "sample_every": 500,
         "evaluate_every": 500,

@@ -37,25 +37,39 @@ def network(boundary: float) -> Denoiser:
 
 def dmd2(teacher: GaussianMixture) -> tuple[Method, FitConfig]:
     config = DMD2Config(
-        generator_lr=5e-4,
-        critic_lr=1e-3,
-        critic_steps=3,
+        generator_lr=1e-3,
+        critic_lr=2e-3,
+        critic_steps=2,
         gan_weight=0.0,
+        matching_log_normal=(-0.7, 1.0),
+        critic_log_normal=(-0.7, 1.3),
     )
     denoiser = network(0.0)
     generator, critic = full("generator", denoiser), full("critic", denoiser)
     method = DMD2(generator, critic, teacher, StepPlan(), config, sample_shape=(2,))  # type: ignore[arg-type]
     loop = FitConfig(
-        max_steps=3_000, batch_size=256, betas=(0.0, 0.99), lr_decay=1_500, ema_half_life=50_000
+        max_steps=2_000,
+        batch_size=256,
+        shards=1,
+        betas=(0.0, 0.99),
+        lr_decay=1_000,
+        ema_half_life=1e6,
+        ema_rampup=0.1,
     )
     return method, loop
 
 
 def ect(teacher: GaussianMixture) -> tuple[Method, FitConfig]:
-    config = ECTConfig(lr=1e-3, noise_mean=-0.5, noise_std=1.6, double_every=300)
+    config = ECTConfig(lr=1e-3, noise_mean=-0.5, noise_std=1.6, double_every=333)
     method = ECT(full("generator", network(SCHEDULE.sigma_min)), StepPlan(), config)
     loop = FitConfig(
-        max_steps=3_000, batch_size=512, betas=(0.9, 0.99), lr_decay=1_500, ema_half_life=100_000
+        max_steps=3_000,
+        batch_size=256,
+        shards=1,
+        betas=(0.9, 0.99),
+        lr_decay=1_200,
+        ema_half_life=100_000,
+        grad_clip=1e9,  # 1/(t - r) makes large gradients: clipped ones leave the modes unfound
     )
     return method, loop
 
@@ -142,7 +156,7 @@ def true_noise_critic(method: Method) -> None:
 @pytest.mark.parametrize("change", [freeze_critic, true_noise_critic])
 def test_a_wrong_critic_fails(change: Callable[[Method], None], tmp_path: Path) -> None:
     """The measure above tells a dead critic and a lost entropy term from a right one."""
-    assert not passes(run(dmd2, 0, tmp_path, change, max_steps=1_500))
+    assert not passes(run(dmd2, 0, tmp_path, change, max_steps=1_000))
 
 
 @pytest.mark.slow
@@ -150,4 +164,4 @@ def test_a_wrong_sign_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Ascending the divergence does not pass."""
     right = dmd2_module.dmd_gradient
     monkeypatch.setattr(dmd2_module, "dmd_gradient", lambda *inputs: -right(*inputs))
-    assert not passes(run(dmd2, 0, tmp_path, max_steps=1_500))
+    assert not passes(run(dmd2, 0, tmp_path, max_steps=1_000))

@@ -57,7 +57,7 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     small = ["--evaluate_samples", "64", "--method.critic_steps", "2"]
     _run([command, "train", "dmd2", *arguments, *small], elsewhere)
     assert (elsewhere / "run" / "student" / "model_index.json").exists()
-    _run([command, "sample", "run/student", "grid.png", "--num", "4"], elsewhere)
+    _run([command, "sample", "run/student", "--output", "grid.png", "--num", "4"], elsewhere)
     assert (elsewhere / "grid.png").stat().st_size > 0
 
 
