@@ -116,7 +116,7 @@ def passes(found: tuple[float, float], least_near: float = 0.90, least_mode: flo
 
 
 # ECT sits at the goal of 0.90 and 0.08, some seeds below it: it is held to a little less
-GOALS = {dmd2: (0.90, 0.08), ect: (0.80, 0.06)}
+GOALS = {dmd2: (0.90, 0.08), ect: (0.86, 0.07)}
 
 
 @pytest.mark.slow
@@ -127,15 +127,15 @@ def test_all_modes_are_found(
 ) -> None:
     """At least 0.90 of the samples within 3 std of a centre, the smallest mode at least 0.08.
 
-    ECT is held to 0.80 and 0.06 so far; the goal is the same.
+    ECT is held to 0.86 and 0.07 so far; the goal is the same.
     """
     found = run(build, seed, tmp_path)
     assert passes(found, *GOALS[build]), found
 
 
 def freeze_critic(method: Method) -> None:
-    """The critic stays at its start: its learning rate is zero."""
-    method.learning_rates["critic"] = 0.0
+    """The critic stays at its start: its learning rate is too small to move a float."""
+    method.learning_rates["critic"] = 1e-30
 
 
 def true_noise_critic(method: Method) -> None:
