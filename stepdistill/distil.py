@@ -249,6 +249,7 @@ def digits_evaluation(
             "fid": quality.fid,
             "class_accuracy": quality.class_accuracy,
             "diversity": quality.diversity,
+            "num_samples": quality.num_samples,
         }
 
     return evaluate

@@ -40,7 +40,7 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 # title of a plot, the metrics it shows
 PLOTS = (
-    ("Quality during training", r"eval/.+"),
+    ("Quality during training", r"eval/(?!num_samples).+"),
     ("Generator: loss and its terms", r"generator/(?!grad_norm|x0_).+"),
     ("Critic: loss and its terms", r"critic/(?!grad_norm|x0_).+"),
     ("Gradient norms before clipping", r".+/grad_norm"),
@@ -78,11 +78,18 @@ def plots(metrics: Sequence[Record], teacher: Record) -> list[tuple[str, Markup]
 
 
 def curve(key: str, metrics: Sequence[Record], teacher: Record) -> Curve:
-    """The finite values of one metric; an evaluation is compared with the teacher's."""
+    """The finite values of one metric; an evaluation is compared with the teacher's.
+
+    Few samples raise a Frechet distance, so it is compared at equal sample counts only.
+    """
     lines = [line for line in metrics if known(line, key)]
     owner, _, leaf = key.rpartition("/")
     name = owner if leaf == "grad_norm" else NAMES.get(leaf, leaf.replace("_", " "))
     compared = teacher[leaf] if owner == "eval" and known(teacher, leaf) else None
+    counts = {line.get("eval/num_samples") for line in lines}
+    if key == "eval/fid" and counts != {teacher.get("num_samples")}:
+        compared = None
+        name += "".join(f" ({count:,} samples)" for count in counts if isinstance(count, int))
     return Curve(name, [i["iteration"] for i in lines], [i[key] for i in lines], compared)
 
 

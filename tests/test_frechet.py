@@ -196,3 +196,12 @@ def test_damaged_statistics_are_named(tmp_path: Path) -> None:
         load_statistics(tmp_path / "shapes.npz")
     with pytest.raises(UserError, match=r"nan\.npz holds NaN"):
         load_statistics(tmp_path / "nan.npz")
+
+
+def test_an_empty_batch_adds_nothing() -> None:
+    features = sample(20, 4, seed=0)
+    moments = Moments()
+    for batch in (features[:0], features, features[:0]):
+        moments.add(batch)
+    assert Statistics.of(moments).count == 20
+    torch.testing.assert_close(moments.mean, features.mean(0))

@@ -21,7 +21,7 @@ from stepdistill.comparison import lost, students
 from stepdistill.config import write_yaml
 from stepdistill.errors import UserError
 from stepdistill.grids import GAP, GREY, save_grid
-from stepdistill.plots import POINTS, thinned
+from stepdistill.plots import POINTS, curve, thinned
 from stepdistill.report import EARLIER, write_report
 
 TEACHER = {
@@ -76,7 +76,8 @@ def metrics() -> list[dict[str, Any]]:
             line |= {"generator/grad_norm": 0.5 + 20 * fall}
         lines.append(line)
         if i % 300 == 0:
-            lines.append({"iteration": i, "eval/fid": 0.13 + fall, "eval/class_accuracy": 98.2})
+            quality = {"eval/fid": 0.13 + fall, "eval/class_accuracy": 98.2}
+            lines.append({"iteration": i, **quality, "eval/num_samples": 2_000})
     return lines
 
 
@@ -133,7 +134,8 @@ def test_curves_are_drawn_in_groups_with_the_last_value_and_the_teacher(finished
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     text = [re.findall(r"<text[^>]*>([^<]*)</text>", svg) for svg in drawn]
     quality, generator, critic, norms, samples, speed = text
-    assert {"Frechet distance", "class accuracy, %", "98.2 (teacher 99.31)"} <= {*quality}
+    fid = "Frechet distance (2,000 samples)"
+    assert {fid, "class accuracy, %", "98.2 (teacher 99.31)"} <= {*quality}
     assert {"loss", "gan", "0.69"} <= {*generator}
     assert {"loss", "denoising"} <= {*critic}
     assert {"generator", "critic"} <= {*norms}
@@ -142,6 +144,12 @@ def test_curves_are_drawn_in_groups_with_the_last_value_and_the_teacher(finished
     assert all("iteration" in group for group in text)
     named = re.findall(r'\bid="([^"]+)"', "".join(drawn))
     assert len(named) == len({*named})
+
+
+def test_distances_are_compared_at_equal_sample_counts_only() -> None:
+    lines = [{"iteration": 1, "eval/fid": 0.2, "eval/num_samples": 2_000}]
+    assert curve("eval/fid", lines, {"fid": 0.1, "num_samples": 50_000}).teacher is None
+    assert curve("eval/fid", lines, {"fid": 0.1, "num_samples": 2_000}).teacher == 0.1
 
 
 def test_the_page_needs_nothing_from_anywhere(finished: Path) -> None:

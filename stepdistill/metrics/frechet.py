@@ -25,7 +25,9 @@ class Moments:
     outer: Tensor | None = None
 
     def add(self, features: Tensor) -> None:
-        """Add features (B, D)."""
+        """Add features (B, D); nothing for B = 0."""
+        if not len(features):
+            return
         x = features.detach().double().cpu()
         if self.shift is None or self.total is None or self.outer is None:
             self.shift = x.mean(0)
