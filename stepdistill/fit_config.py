@@ -22,7 +22,8 @@ class FitConfig:
     weight_decay: float = 0.01  # AdamW
     grad_clip: float = 10.0  # largest gradient norm of a role
     lr_warmup: int = 0  # iterations of linear rise at the start
-    lr_decay: int = 0  # iterations of linear fall to zero at the end
+    lr_decay: int = 0  # iterations of linear fall at the end
+    lr_end: float = 0.0  # part of the learning rates that is left after the fall
     ema_half_life: float = 50_000  # images; the generator's average is evaluated and exported
     ema_rampup: float = 0.05  # the half-life is at most this part of the images seen
     bf16: bool = False  # autocast the networks; schedules and losses stay float32
@@ -39,6 +40,8 @@ class FitConfig:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.grad_clip > 0:
             raise UserError(f"grad_clip must be above 0, got {self.grad_clip}")
+        if not 0 <= self.lr_end <= 1:
+            raise UserError(f"lr_end must lie in [0, 1], got {self.lr_end}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must lie in [0, 1), got {self.betas}")
 
@@ -47,7 +50,7 @@ class FitConfig:
         rise = min(1.0, iteration / self.lr_warmup) if self.lr_warmup else 1.0
         left = self.max_steps - iteration + 1
         fall = min(1.0, left / self.lr_decay) if self.lr_decay else 1.0
-        return rise * fall
+        return rise * (self.lr_end + (1 - self.lr_end) * fall)
 
     def due(self, what: str, iteration: int) -> bool:
         """Is it time to "log", "save", "sample" or "evaluate"? Every so often, and at the end."""

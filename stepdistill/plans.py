@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class StepPlan:
     move: Move = renoise_move
 
     def __post_init__(self) -> None:
-        falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
+        falling = all(a > b for a, b in pairwise(self.times))
         if not self.times or not falling or self.times[0] > 1 or self.times[-1] <= 0:
             raise UserError(f"step times must fall from at most 1 and stay above 0: {self.times}")
 
@@ -84,6 +85,11 @@ class StepPlan:
     def time(self, index: int, like: Tensor) -> Tensor:
         """The ``index``-th time for each sample of ``like``: (B,) float64."""
         return torch.full((len(like),), self.times[index], dtype=torch.float64, device=like.device)
+
+    def spans(self) -> list[tuple[float, float]]:
+        """(low, high] of each step: from the next one's time to its own; together all of (0, 1]."""
+        edges = (1.0, *self.times[1:], 0.0)
+        return [(low, high) for high, low in pairwise(edges)]
 
     def subset(self, steps: int) -> StepPlan:
         """The evenly spaced part of this plan with ``steps`` calls; UserError if it has none."""

@@ -148,6 +148,13 @@ def test_learning_rates_rise_and_fall(tmp_path):
         assert [rate for name, rate in rates if name == role] == pytest.approx(factors)
 
 
+def test_learning_rates_fall_to_their_end():
+    """A fall over 4 iterations to a tenth: 1, 0.775, 0.55, 0.325 of it, never below."""
+    config = FitConfig(max_steps=6, lr_decay=4, lr_end=0.1)
+    factors = [config.lr_factor(i) for i in range(1, 7)]
+    assert factors == pytest.approx([1, 1, 1, 0.775, 0.55, 0.325])
+
+
 def test_constant_learning_rate_by_default():
     """Neither warm-up nor decay: the factor is 1 from the first iteration to the last."""
     config = FitConfig(max_steps=10)
@@ -497,6 +504,8 @@ def test_nan_exits_with_3(tmp_path, capsys):
         ("grad_clip", math.nan),
         ("lr_warmup", -1),
         ("lr_decay", -1),
+        ("lr_end", -0.1),
+        ("lr_end", 1.1),
         ("ema_half_life", -1.0),
         ("ema_rampup", -0.1),
         ("weight_decay", -0.1),

@@ -26,7 +26,7 @@ from stepdistill.plans import StepPlan, start
 from stepdistill.roles import full
 from stepdistill.schedules import EDMSchedule
 
-SCHEDULE = EDMSchedule(sigma_min=0.02, sigma_max=20.0)
+SCHEDULE = EDMSchedule(sigma_min=0.02, sigma_max=10.0)
 STD = 0.2
 
 
@@ -60,7 +60,7 @@ def dmd2(teacher: GaussianMixture) -> tuple[Method, FitConfig]:
 
 
 def ect(teacher: GaussianMixture) -> tuple[Method, FitConfig]:
-    config = ECTConfig(lr=1e-3, noise_mean=-0.5, noise_std=1.6, double_every=333)
+    config = ECTConfig(lr=1e-3, noise_mean=-0.8, noise_std=1.3, double_every=333)
     method = ECT(full("generator", network(SCHEDULE.sigma_min)), StepPlan(), config)
     loop = FitConfig(
         max_steps=3_000,
@@ -110,13 +110,9 @@ def coverage(samples: Tensor, centres: Tensor) -> tuple[float, float]:
     return near.float().mean().item(), counts.min().item() / len(samples)
 
 
-def passes(found: tuple[float, float], least_near: float = 0.90, least_mode: float = 0.08) -> bool:
+def passes(found: tuple[float, float]) -> bool:
     near, smallest = found
-    return near >= least_near and smallest >= least_mode
-
-
-# ECT sits at the goal of 0.90 and 0.08, some seeds below it: it is held to a little less
-GOALS = {dmd2: (0.90, 0.08), ect: (0.86, 0.07)}
+    return near >= 0.90 and smallest >= 0.08
 
 
 @pytest.mark.slow
@@ -125,12 +121,10 @@ GOALS = {dmd2: (0.90, 0.08), ect: (0.86, 0.07)}
 def test_all_modes_are_found(
     build: Callable[[GaussianMixture], tuple[Method, FitConfig]], seed: int, tmp_path: Path
 ) -> None:
-    """At least 0.90 of the samples within 3 std of a centre, the smallest mode at least 0.08.
-
-    ECT is held to 0.86 and 0.07 so far; the goal is the same.
-    """
+    """At least 0.90 of the samples within 3 std of a centre, the smallest mode at least 0.08."""
     found = run(build, seed, tmp_path)
-    assert passes(found, *GOALS[build]), found
+    print(found)
+    assert passes(found), found
 
 
 def freeze_critic(method: Method) -> None:

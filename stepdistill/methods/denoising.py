@@ -13,7 +13,7 @@ from ..conditioning import Conditioning
 from ..losses import squared_error
 from ..plans import StepPlan
 from ..roles import Role
-from ..times import log_normal_times
+from ..times import LogNormalTimes
 from .base import Batch, Loss
 
 
@@ -46,8 +46,8 @@ class Denoising:
         if batch.x0 is None:
             raise TypeError("diffusion training learns from real samples")
         x0, schedule = batch.x0, self.generator.module.schedule
-        mean, std = self.config.noise_mean, self.config.noise_std
-        t = log_normal_times(schedule, batch.draws, len(x0), mean, std)
+        times = LogNormalTimes(self.config.noise_mean, self.config.noise_std)
+        t = times.draw(schedule, batch.draws, len(x0))
         x_t = schedule.add_noise(x0, t, batch.draws.normal_like(x0))
         cond = batch.cond
         if self.null_cond is not None and self.config.condition_dropout > 0:
