@@ -67,15 +67,20 @@ class StepPlan:
         return cls(tuple(1 - j / steps for j in range(steps)), move)
 
     @classmethod
-    def karras(cls, steps: int, schedule: EDMSchedule, rho: float) -> StepPlan:
+    def karras(
+        cls, steps: int, schedule: EDMSchedule, rho: float, sigma_max: float | None = None
+    ) -> StepPlan:
         """Noise levels evenly spaced in sigma^(1/rho) (Karras et al. 2022, Eq. 5), as times.
 
-        A small ``rho`` leaves more noise at the last step: with 4 steps from 80, 0.17 for rho 7 and
-        0.67 for rho 4.
+        From ``sigma_max``, by default the schedule's: a student may start from pure noise of less
+        (DMD2 starts SDXL's one step at t = 399). A small ``rho`` leaves more noise at the last
+        step: with 4 steps from 80, 0.17 for rho 7 and 0.67 for rho 4.
         """
         even = torch.tensor(cls.uniform(steps).times, dtype=torch.float64)
-        sigma = EDMSchedule(schedule.sigma_min, schedule.sigma_max, rho)(even)[1]
-        return cls((1.0, *schedule.time_of_timestep(sigma)[1:].tolist()))
+        largest = schedule.sigma_max if sigma_max is None else sigma_max
+        sigma = EDMSchedule(schedule.sigma_min, largest, rho)(even)[1]
+        times = schedule.time_of_timestep(sigma).tolist()
+        return cls((1.0 if sigma_max is None else times[0], *times[1:]))
 
     @property
     def steps(self) -> int:

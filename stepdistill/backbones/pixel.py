@@ -132,7 +132,7 @@ def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -
         # n of n + 1 points: the scheduler's ramp j / (num_train_timesteps - 1) is then j / n
         num_train_timesteps=plan.steps + 1,
         sigma_min=schedule.sigma_min,
-        sigma_max=schedule.sigma_max,
+        sigma_max=_noise_levels(plan, schedule)[0].item(),
         sigma_data=parametrization.sigma_data,
         rho=_rho_of(plan, schedule),
         clip_denoised=False,
@@ -144,17 +144,17 @@ def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -
 
 
 def _rho_of(plan: StepPlan, schedule: EDMSchedule) -> float:
-    """The rho whose evenly spaced Karras grid has the plan's noise levels: 7 for StepPlan.uniform.
+    """The rho whose Karras grid from the plan's first noise level has all: 7 for StepPlan.uniform.
 
     UserError for a plan that no rho gives, or that does not re-noise: the scheduler cannot follow.
     """
-    if plan.move is not renoise_move or plan.times[0] != 1:
-        raise UserError(f"the pixel pipeline re-noises from pure noise: not as {plan.to_dict()}")
-    wanted = schedule(torch.tensor(plan.times, dtype=torch.float64))[1]
+    if plan.move is not renoise_move:
+        raise UserError(f"the pixel pipeline noises x0_hat again: not as {plan.to_dict()}")
+    wanted = _noise_levels(plan, schedule)
     even = torch.tensor(StepPlan.uniform(plan.steps).times, dtype=torch.float64)
 
     def grid(rho: float) -> Tensor:
-        return EDMSchedule(schedule.sigma_min, schedule.sigma_max, rho)(even)[1]
+        return EDMSchedule(schedule.sigma_min, wanted[0].item(), rho)(even)[1]
 
     low, high = 1.0, 100.0  # sigma_1 falls as rho grows: bisect on it
     for _ in range(100 if plan.steps > 1 else 0):
@@ -167,6 +167,11 @@ def _rho_of(plan: StepPlan, schedule: EDMSchedule) -> float:
             "Take evenly spaced times, or StepPlan.karras"
         )
     return rho
+
+
+def _noise_levels(plan: StepPlan, schedule: EDMSchedule) -> Tensor:
+    """sigma at the plan's times, falling."""
+    return schedule(torch.tensor(plan.times, dtype=torch.float64))[1]
 
 
 def _without_null_class(unet: UNet2DModel, classes: int | None) -> UNet2DModel:
