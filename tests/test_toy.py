@@ -123,7 +123,6 @@ def test_all_modes_are_found(
 ) -> None:
     """At least 0.90 of the samples within 3 std of a centre, the smallest mode at least 0.08."""
     found = run(build, seed, tmp_path)
-    print(found)
     assert passes(found), found
 
 
