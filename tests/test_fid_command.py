@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 from tiny import tiny_teacher
@@ -334,6 +336,8 @@ def test_inception_equals_clean_fid(
         assert whole.shape[1] == 2048
         np.testing.assert_array_equal(features(sorted(folder.iterdir())).numpy(), whole)
     assert torch.equal(features(x0[100:130]), features(sorted(b.iterdir())))
+    if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
+        pytest.skip("features are equal; clean-fid's own distance does not run with this scipy")
     # their matrix root takes minutes on 2,048 features: the first 48
     expected = compute_fid(
         str(a),
