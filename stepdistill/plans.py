@@ -91,11 +91,6 @@ class StepPlan:
         """The ``index``-th time for each sample of ``like``: (B,) float64."""
         return torch.full((len(like),), self.times[index], dtype=torch.float64, device=like.device)
 
-    def spans(self) -> list[tuple[float, float]]:
-        """(low, high] of each step: from the next one's time to its own; together all of (0, 1]."""
-        edges = (1.0, *self.times[1:], 0.0)
-        return [(low, high) for high, low in pairwise(edges)]
-
     def subset(self, steps: int) -> StepPlan:
         """The evenly spaced part of this plan with ``steps`` calls; UserError if it has none."""
         if steps < 1 or self.steps % steps:
@@ -127,7 +122,10 @@ def generate(
     cond: Conditioning,
     fresh_eps: Callable[[], Tensor],
 ) -> Tensor:
-    """Sample: x0 after all steps of the plan. ``fresh_eps`` draws noise like z, once a move."""
+    """x0 after all steps of the plan. ``fresh_eps`` draws noise like z, once a move.
+
+    In training the gradient flows through all of them.
+    """
     x_t, last = start(plan, schedule, z), plan.steps - 1
     for j in range(last):
         t, s = plan.time(j, z), plan.time(j + 1, z)

@@ -73,15 +73,16 @@ def digits_long() -> dict[str, Any]:
 def digits_long_four_steps() -> dict[str, Any]:
     """Four steps, for ``quickstart --long``: noise levels 10, 4.5, 1.5 and 0.25.
 
-    From 10, as above that a digit of size 0.5 leaves the steps nothing to do; and each matched
-    apart, since one critic for all steps lets the last one drift while their mixture is matched.
+    From 10, as above that a digit of size 0.5 leaves the steps nothing to do; and trained through
+    all of them, since one critic for the samples of every step lets the last one drift while their
+    mixture is matched.
     """
     plan = StepPlan.karras(4, EDMSchedule(), rho=3.0, sigma_max=10.0)
     return {
         "max_steps": 2_800,
         "lr_decay": 1_400,
         "times": list(plan.times),
-        "method.match_between_steps": True,
+        "method.through_all_steps": True,
     }
 
 

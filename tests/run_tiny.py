@@ -62,6 +62,7 @@ class Tiny:
     method: str = "dmd2"
     critic_steps: int = 2
     gan: bool = True
+    through_all_steps: bool = False
     dropout: float = 0.0
     labelled: bool = True
     double: bool = False
@@ -111,6 +112,7 @@ def build(tiny: Tiny) -> tuple[Method, TensorData]:
         critic_steps=tiny.critic_steps,
         gan_weight=0.1 if tiny.gan else 0.0,
         gan_critic_weight=0.2,
+        through_all_steps=tiny.through_all_steps,
         r1_weight=0.5,
         r1_std=0.1,
     )

@@ -267,6 +267,7 @@ def test_a_role_that_must_not_train_is_named(tmp_path):
 EQUAL = {
     "dmd2-labelled": Tiny(double=True),
     "dmd2-unlabelled": Tiny(double=True, labelled=False),
+    "dmd2-all-steps": Tiny(double=True, through_all_steps=True),
     "ect": Tiny(method="ect", double=True),
 }
 
@@ -306,7 +307,9 @@ def test_accumulating_is_the_same_run(tmp_path, whole, name, accumulate):
     assert close(state(tmp_path), whole(name), 1e-9)
 
 
-@pytest.mark.parametrize(("name", "accumulate"), [("dmd2-labelled", 1), ("ect", 2)])
+@pytest.mark.parametrize(
+    ("name", "accumulate"), [("dmd2-labelled", 1), ("dmd2-all-steps", 1), ("ect", 2)]
+)
 def test_two_processes_are_the_same_run(tmp_path, whole, name, accumulate):
     """Two gloo ranks with half the batch each equal one process: all roles, 20 iterations, 1e-9.
 

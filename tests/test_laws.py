@@ -51,8 +51,7 @@ from stepdistill.losses import (
     vsd_gradient,
 )
 from stepdistill.methods import DMD2, ECT, Batch, DMD2Config, ECTConfig
-from stepdistill.methods import dmd2 as dmd2_module
-from stepdistill.plans import StepPlan, ode_move
+from stepdistill.plans import StepPlan
 from stepdistill.roles import Role, full
 from stepdistill.schedules import (
     EDMSchedule,
@@ -1076,76 +1075,6 @@ def test_log_normal_times_have_log_normal_noise_levels():
         log_level = -schedule.log_snr(t) / 2
         assert abs(log_level.mean().item() + 0.4) < 4 / n**0.5
         assert abs(log_level.std().item() - 1.0) < 4 / (2 * n) ** 0.5
-
-
-@pytest.mark.parametrize("levels", [(0.3, 4.0), (23.0, 70.0), (0.002, 0.36)])
-def test_log_normal_times_within_a_span(levels):
-    """mean + std (phi(a) - phi(b))/(F(b) - F(a)) is the mean of ln sigma given low < sigma <= high.
-
-    a and b are the ends in standard units; (23, 70) lies 3 to 4 std out. Within 4 s.e.
-    """
-    n, mean, std, schedule = 50_000, -0.4, 1.2, EDMSchedule()
-    low, high = schedule.time(-2 * torch.tensor(levels).double().log()).tolist()
-    t = LogNormalTimes(mean, std).draw(schedule, Draws(0, 0, "times"), n, (low, high))
-    assert ((t > low) & (t <= high)).all()
-    a, b = ((torch.tensor(levels).double().log() - mean) / std).unbind()
-    phi = [torch.exp(-(x**2) / 2) / (2 * math.pi) ** 0.5 for x in (a, b)]
-    expected = mean + std * (phi[0] - phi[1]) / (torch.special.ndtr(b) - torch.special.ndtr(a))
-    log_level = -schedule.log_snr(t) / 2
-    assert abs(log_level.mean() - expected) < 4 * log_level.std() / n**0.5
-
-
-@pytest.mark.parametrize("law", [None, (-0.4, 1.2)], ids=["uniform", "log-normal"])
-@pytest.mark.parametrize("own_noise", [False, True])
-def test_dmd2_between_steps_shows_the_critic_one_step_at_each_time(monkeypatch, law, own_noise):
-    """Every (t, eps) of a step lies in (t_next, t_own], and the spans tile (0, 1]."""
-    plan = StepPlan((1.0, 0.7, 0.3))
-    assert plan.spans() == [(0.7, 1.0), (0.3, 0.7), (0.0, 0.3)]
-    gan, critic, _ = judges("critic")
-    teacher = small_network(FlowSchedule())
-    config = DMD2Config(
-        match_between_steps=True,
-        gan_own_noise=own_noise,
-        matching_log_normal=law,
-        critic_log_normal=law,
-    )
-    generator = full("generator", teacher)
-    method = DMD2(generator, critic, teacher, plan, config, sample_shape=(3,), discriminator=gan)
-    noised, rolled, seen, steps = method._noised, dmd2_module.backward_simulation, [], []
-
-    def remember(*inputs):
-        seen.append(noised(*inputs))
-        return seen[-1]
-
-    def roll(*inputs):
-        steps.append(inputs[4])
-        return rolled(*inputs)
-
-    method._noised = remember
-    monkeypatch.setattr(dmd2_module, "backward_simulation", roll)
-    for iteration in range(12):
-        for purpose in ("critic", "generator"):
-            seen.clear()
-            draws = Double(0, iteration, purpose)
-            batch = Batch(torch.randn(6, 3).double(), Conditioning.empty(6), draws)
-            getattr(method, f"{purpose}_loss")(batch)
-            low, high = plan.spans()[steps[-1]]
-            assert len(seen) == 1 + own_noise
-            assert all(((noisy.t > low) & (noisy.t <= high)).all() for noisy in seen)
-    assert {*steps} == {0, 1, 2}
-
-
-def test_dmd2_between_steps_refuses_what_it_cannot_match():
-    """A step below t_min, and a plan that carries on more than x0_hat."""
-    teacher = small_network(FlowSchedule())
-    roles = full("generator", teacher), full("critic", teacher)
-    config = DMD2Config(match_between_steps=True, gan_weight=0.0)
-    for plan, said in (
-        (StepPlan((1.0, 0.01)), "no matching time falls between 0 and 0.01"),
-        (StepPlan((1.0, 0.5), ode_move), "noises x0_hat"),
-    ):
-        with pytest.raises(UserError, match=said):
-            DMD2(*roles, teacher, plan, config, sample_shape=(3,))
 
 
 def draw_all(batch, **options):

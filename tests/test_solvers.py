@@ -665,6 +665,57 @@ def test_the_roll_out_follows_the_frozen_generator_then_the_learning_one():
     close(x0, learning(x_t, at(0.5, z), cond).x0_hat)
 
 
+class Scales(nn.Module):
+    """x0_hat = a_k x_t at the k-th time of PLAN: a student whose roll-out is a polynomial."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.9, -0.7, 0.6, 1.3]).double())
+
+    def forward(self, x_t, t, cond, *, features=False):
+        return Prediction(self.a[PLAN.times.index(t[0].item())] * x_t)
+
+
+def test_gradient_flows_through_all_steps_of_generate():
+    """x_{k+1} = alpha a_k x_k + sigma eps_k, so dx0/da_k = x_k prod_{j > k} alpha a_j: by hand."""
+    schedule, z, cond = FlowSchedule(), noise(4, 1), Conditioning.empty(4)
+    student, eps = Scales(), noise(3, 4, 1, seed=9)
+    fresh = iter(eps)
+    x0 = generate(student, schedule, PLAN, z, cond, lambda: next(fresh))
+    (ours,) = torch.autograd.grad(x0.sum(), student.a)
+    a, inputs = student.a.detach(), [z]
+    for k, time in enumerate(PLAN.times[1:]):
+        inputs.append((1 - time) * a[k] * inputs[k] + time * eps[k])
+    close(x0, a[3] * inputs[3])
+    slope = 1.0
+    for k in (3, 2, 1, 0):
+        close(ours[k], slope * inputs[k].sum())
+        slope = slope * a[k] * (1 - PLAN.times[k])
+
+
+def test_dmd2_through_all_steps_matches_the_last_steps_samples():
+    """The generator is called at every time of the plan and only its first input is a constant;
+    its critic learns from what the last step makes of the same draws."""
+    schedule, cond = FlowSchedule(), Conditioning.empty(4)
+    teacher = small_network(schedule).float()
+    generator = full("generator", Counted(teacher))
+    critic = full("critic", Counted(teacher))
+    critic.module.loss_weight = teacher.loss_weight
+    config = DMD2Config(through_all_steps=True, gan_weight=0.0)
+    method = DMD2(generator, critic, teacher, PLAN, config, sample_shape=(3,))
+    method.generator_loss(Batch(None, cond, Draws(0, 0, "generator")))
+    calls, generator.module.calls = generator.module.calls, []
+    assert [t[0].item() for _, t in calls] == list(PLAN.times)
+    assert [x_t.requires_grad for x_t, _ in calls] == [False, True, True, True]
+    method.critic_loss(Batch(None, cond, Draws(0, 0, "critic")))
+    ((x_t, t),) = critic.module.calls
+    draws = Draws(0, 0, "critic")
+    z = draws.normal(4, 3)
+    x0 = generate(teacher, schedule, PLAN, z, cond, lambda: draws.normal(4, 3))
+    assert torch.equal(t, schedule.nearest(draws.uniform(4, 0.0, 1.0)))
+    close(x_t, schedule.add_noise(x0, t, draws.normal(4, 3)), 1e-6)
+
+
 @pytest.mark.parametrize("steps", [2, 4])
 def test_the_exit_step_is_uniform_over_iterations(steps, monkeypatch):
     """j ~ U{0, ..., n - 1}: chi-square of 600 iterations of DMD2 below its 0.1 % quantile."""

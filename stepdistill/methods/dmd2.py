@@ -11,9 +11,9 @@ generator update replace DMD's regression loss (4.2); several steps are trained 
 trajectory (4.5).
 
 Published DMD2 lets one critic follow the samples of all steps together, so that their mixture is
-matched and none of them alone. With ``match_between_steps`` step i is noised to times between the
-next step's and its own only (TDM, Luo et al. 2025, arXiv:2503.06674): the next step needs no more
-of it, and the critic then sees the samples of one step at each time.
+matched and none of them alone. With ``through_all_steps`` the samples of the last step alone are
+matched, and the gradient runs through the whole trajectory as one deep generator's: every step
+learns in every update, at the memory of all steps' activations.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from ..losses import (
     pseudo_loss,
     squared_error,
 )
-from ..plans import StepPlan, backward_simulation, renoise_move
+from ..plans import StepPlan, backward_simulation, generate
 from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..teachers import Teacher
-from ..times import WHOLE, LogNormalTimes, Span, TimeLaw, UniformTimes
+from ..times import LogNormalTimes, TimeLaw, UniformTimes
 from .base import Batch, Loss, MethodCard
 
 
@@ -54,7 +54,7 @@ class DMD2Config:
     t_max: float = 0.981  # see t_min
     matching_log_normal: tuple[float, float] | None = None  # instead: mean, std of ln sigma/alpha
     critic_log_normal: tuple[float, float] | None = None  # the critic's times; None: U(0, 1]
-    match_between_steps: bool = False  # noise a step's samples to its own part of [0, 1] (TDM)
+    through_all_steps: bool = False  # match the last step's samples alone, through every step
     gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data
     gan_critic_weight: float = 1e-2  # of the discriminator's loss beside the denoising loss
     gan_own_noise: bool = True  # draw the GAN's (t, eps) apart from the matching ones
@@ -109,8 +109,6 @@ class DMD2:
         self.critic_times: TimeLaw = UniformTimes()  # and the GAN's, where it draws its own
         if config.critic_log_normal is not None:
             self.critic_times = LogNormalTimes(*config.critic_log_normal)
-        if config.match_between_steps:
-            _check_spans(plan, config)
         self.gan = discriminator if config.gan_weight > 0 else None
         self.roles = {"critic": critic, "generator": generator}
         self.updates: dict[str, tuple[str, ...]] = {
@@ -156,9 +154,9 @@ class DMD2:
 
     def generator_loss(self, batch: Batch) -> Loss:
         """Distribution matching, plus gan_weight times the adversarial term."""
-        x0, span = self._student(self.generator, batch)
-        fake = self._noised(x0, batch, self.matching_times, span)
-        x0_fake, adversarial = self._judge(x0, fake, batch, span)
+        x0 = self._student(self.generator, batch)
+        fake = self._noised(x0, batch, self.matching_times)
+        x0_fake, adversarial = self._judge(x0, fake, batch)
         with torch.no_grad():
             x0_real = self.real(*fake).x0_hat
             gradient = dmd_gradient(x0, x0_real, x0_fake)
@@ -174,19 +172,19 @@ class DMD2:
     def critic_loss(self, batch: Batch) -> Loss:
         """Denoising of the generator's samples over all times, plus the discriminator's loss."""
         with torch.no_grad():
-            x0, span = self._student(self.generator.frozen, batch)
-        noisy = self._noised(x0, batch, self.critic_times, span)
+            x0 = self._student(self.generator.frozen, batch)
+        noisy = self._noised(x0, batch, self.critic_times)
         if self.gan is None:
             x0_hat = self.critic(*noisy).x0_hat
             discrimination = x0.new_zeros(())
         else:
-            x0_hat, discrimination = self._discriminate(x0, noisy, batch, span)
+            x0_hat, discrimination = self._discriminate(x0, noisy, batch)
         weight = self.critic.module.loss_weight(noisy.t).to(x0)
         denoising = (weight * squared_error(x0_hat, x0)).mean()
         logs = {"denoising": denoising.detach(), "discriminator": discrimination.detach()}
         return Loss(denoising + self.config.gan_critic_weight * discrimination, logs)
 
-    def _judge(self, x0: Tensor, fake: Noisy, batch: Batch, span: Span) -> tuple[Tensor, Tensor]:
+    def _judge(self, x0: Tensor, fake: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
         """(the critic's x0_hat of ``fake``, the generator's adversarial loss)."""
         if self.gan is not None and not self.config.gan_own_noise:
             x0_fake, logits = self.gan.judge(self.critic, fake)
@@ -195,19 +193,17 @@ class DMD2:
             x0_fake = self.critic.frozen(*fake).x0_hat
         if self.gan is None:
             return x0_fake, x0.new_zeros(())
-        apart = self._noised(x0, batch, self.critic_times, span)
+        apart = self._noised(x0, batch, self.critic_times)
         _, logits = self.gan.judge(self.critic, apart)
         return x0_fake, gan_generator(logits).mean()
 
-    def _discriminate(
-        self, x0: Tensor, noisy: Noisy, batch: Batch, span: Span
-    ) -> tuple[Tensor, Tensor]:
+    def _discriminate(self, x0: Tensor, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x0_hat of ``noisy``, the discriminator's loss), in one pass of the critic."""
         assert self.gan is not None
         if batch.x0 is None:
             raise UserError("gan_weight > 0 needs real samples, and the data has none")
         own = self.config.gan_own_noise
-        fake = self._noised(x0, batch, self.critic_times, span) if own else noisy
+        fake = self._noised(x0, batch, self.critic_times) if own else noisy
         eps = batch.draws.normal_like(x0)
         real = Noisy(self.schedule.add_noise(batch.x0, fake.t, eps), fake.t, batch.cond)
         judged = [fake, real]
@@ -220,41 +216,32 @@ class DMD2:
             loss = loss + self.config.r1_weight * approximate_r1(logits[1], logits[2]).mean()
         return x0_hat, loss
 
-    def _student(self, generator: Denoises, batch: Batch) -> tuple[Tensor, Span]:
-        """The student's x0 at an exit step of its plan, and the times to noise it to.
+    def _student(self, generator: Denoises, batch: Batch) -> Tensor:
+        """The student's x0 at the last step of its plan or, as published, at a random one.
 
-        The step is the same on all ranks.
+        The random step is the same on all ranks.
         """
         shape = (batch.cond.batch_size, *self.sample_shape)
         z = batch.draws.normal(*shape)
-        exit_step = batch.draws.shared_index(self.plan.steps)
-        x0 = backward_simulation(
+
+        def fresh_eps() -> Tensor:
+            return batch.draws.normal(*shape)
+
+        if self.config.through_all_steps:
+            return generate(generator, self.schedule, self.plan, z, batch.cond, fresh_eps)
+        return backward_simulation(
             generator,
             self.generator.frozen,
             self.schedule,
             self.plan,
-            exit_step,
+            batch.draws.shared_index(self.plan.steps),
             z,
             batch.cond,
-            lambda: batch.draws.normal(*shape),
+            fresh_eps,
         )
-        return x0, self.plan.spans()[exit_step] if self.config.match_between_steps else WHOLE
 
-    def _noised(self, x0: Tensor, batch: Batch, times: TimeLaw, span: Span) -> Noisy:
-        """x_t with t of ``times`` within ``span``, and fresh noise."""
-        t = times.draw(self.schedule, batch.draws, len(x0), span)
+    def _noised(self, x0: Tensor, batch: Batch, times: TimeLaw) -> Noisy:
+        """x_t with t of ``times``, and fresh noise."""
+        t = times.draw(self.schedule, batch.draws, len(x0))
         x_t = self.schedule.add_noise(x0, t, batch.draws.normal_like(x0))
         return Noisy(x_t, t, batch.cond)
-
-
-def _check_spans(plan: StepPlan, config: DMD2Config) -> None:
-    """UserError for a plan that carries more on than x0_hat, or a step never matched."""
-    if plan.move is not renoise_move:
-        raise UserError("match_between_steps needs a plan that noises x0_hat again at every step")
-    for low, high in plan.spans():
-        missed = max(low, config.t_min) >= min(high, config.t_max)
-        if missed and config.matching_log_normal is None:
-            raise UserError(
-                f"match_between_steps: no matching time falls between {low:.4g} and {high:.4g}, "
-                "the next step's time and its own: change the step times, or t_min and t_max"
-            )
