@@ -44,7 +44,7 @@ class DistilOptions:
         data: "digits" or a folder of images, by class in sub-folders; default: the built-in
             teacher's own, or none for a method that needs none
         steps: network calls a sample of the student
-        times: the student's times instead, falling from 1 (pure noise); default: evenly spaced
+        times: the student's times instead, falling, in (0, 1]; default: evenly spaced from 1
         resume: go on from the newest checkpoint in output; false starts over in an empty folder
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         evaluate_samples: samples a measurement during training, on built-in data
