@@ -84,6 +84,7 @@ def render(run: Path) -> str:
         iteration=last,
         newest=picture(grids[-1]) if grids else None,
         earlier=[picture(path, EARLIER_SIZE) for path in spread(grids[:-1])],
+        inner={path.name: picture(newest) for path, newest in inner_runs(run)},
         settings=flat(settings),
         command=command,
         usage=usage(folder.student),
@@ -125,6 +126,12 @@ def picture(path: Path, largest: int | None = None) -> Picture:
             data = written.getvalue()
         source = "data:image/png;base64," + base64.b64encode(data).decode()
         return Picture(int(path.stem), source, *image.size)
+
+
+def inner_runs(run: Path) -> list[tuple[Path, Path]]:
+    """(folder, its newest grid) of the runs inside of ``run``: quickstart's four_steps is one."""
+    found = [(path.parent, sorted(path.glob("[0-9]*.png"))) for path in run.glob("*/samples")]
+    return sorted((folder, grids[-1]) for folder, grids in found if grids)
 
 
 def spread(grids: Sequence[Path]) -> list[Path]:

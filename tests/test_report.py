@@ -245,6 +245,19 @@ def test_many_and_large_grids_are_thinned_and_shrunk(run: Path) -> None:
     assert max(widths[1:]) == 800
 
 
+def test_the_newest_grid_of_a_run_inside_is_shown(run: Path) -> None:
+    """As quickstart --long leaves its four-step run in four_steps/."""
+    inside = run / "four_steps" / "samples"
+    inside.mkdir(parents=True)
+    for iteration in (300, 1600):
+        Image.new("RGB", (70, 20)).save(inside / f"{iteration:06d}.png")
+    page = write_report(run).read_text()
+    assert "The run in four_steps/" in words(page)
+    assert "Iteration 1,600 of four_steps: the teacher's rows above" in words(page)
+    assert "Iteration 300 of four_steps" not in words(page)
+    assert page.count('width="70" height="20"') == 1
+
+
 def test_what_was_lost_is_said_in_words() -> None:
     assert lost(TEACHER, ONE) == (
         "1 network call a sample instead of 35, and 31.2 times as fast. The Frechet distance rose "
