@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: venv quickstart long test test-fast check format browser tables clean
 
@@ -21,10 +22,10 @@ long: venv
 	$(BIN)/stepdistill quickstart --long --output runs/long
 
 test: venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: venv
 	$(BIN)/ruff check .
