@@ -135,6 +135,10 @@ def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
     """The method on this teacher; the same new weights (a GAN head's) on all ranks."""
     torch.manual_seed(settings.get(FitConfig).seed)
     options = settings.get(DistilOptions)
+    if options.times and options.steps not in (1, len(options.times)):
+        raise UserError(
+            f"steps={options.steps}, but times has {len(options.times)}: leave steps out"
+        )
     plan = StepPlan(options.times) if options.times else StepPlan.uniform(options.steps)
     kind = METHODS[name]
     method: Method = kind.from_teacher(

@@ -100,7 +100,7 @@ def check(generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path) -
     """The largest pixel difference between the folder, run by stock diffusers in a fresh process,
     and the trainer's own x0 of the same seeds, for each number of steps that ``plan`` allows. Both
     run on the CPU. StepDistillError above the tolerance."""
-    counts = [n for n in range(1, plan.steps + 1) if plan.steps % n == 0]
+    counts = plan.counts()
     labels = None
     if teacher.num_classes is not None:
         labels = [seed % teacher.num_classes for seed in CHECK_SEEDS]

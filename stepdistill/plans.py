@@ -6,7 +6,7 @@ The same object drives the training roll-out, sampling, evaluation and the expor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -48,11 +48,13 @@ MOVES: dict[str, Move] = {"renoise": renoise_move, "ode": ode_move}
 class StepPlan:
     """The decreasing times (1 = pure noise) at which the student is called, and how it moves on.
 
-    Raises UserError for times that do not fall, or leave (0, 1].
+    ``whole`` marks a student of which only the last x0 was trained to be a sample: no part of its
+    steps can be used alone. Raises UserError for times that do not fall, or leave (0, 1].
     """
 
     times: tuple[float, ...] = (1.0,)
     move: Move = renoise_move
+    whole: bool = False
 
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in pairwise(self.times))
@@ -91,22 +93,29 @@ class StepPlan:
         """The ``index``-th time for each sample of ``like``: (B,) float64."""
         return torch.full((len(like),), self.times[index], dtype=torch.float64, device=like.device)
 
+    def counts(self) -> list[int]:
+        """The numbers of steps a sample may be made with: those with an evenly spaced part."""
+        if self.whole:
+            return [self.steps]
+        return [n for n in range(1, self.steps + 1) if self.steps % n == 0]
+
     def subset(self, steps: int) -> StepPlan:
         """The evenly spaced part of this plan with ``steps`` calls; UserError if it has none."""
-        if steps < 1 or self.steps % steps:
-            allowed = [n for n in range(1, self.steps + 1) if self.steps % n == 0]
-            raise UserError(f"this student has {self.steps} trained steps: use one of {allowed}")
-        return StepPlan(self.times[:: self.steps // steps], self.move)
+        if steps not in self.counts():
+            raise UserError(
+                f"this student has {self.steps} trained steps: use one of {self.counts()}"
+            )
+        return replace(self, times=self.times[:: self.steps // steps])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         names = {move: name for name, move in MOVES.items()}
-        return {"times": list(self.times), "move": names[self.move]}
+        return {"times": list(self.times), "move": names[self.move], "whole": self.whole}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> StepPlan:
         """The inverse of :meth:`to_dict`."""
-        return cls(tuple(record["times"]), MOVES[record["move"]])
+        return cls(tuple(record["times"]), MOVES[record["move"]], record.get("whole", False))
 
 
 def start(plan: StepPlan, schedule: Schedule, z: Tensor) -> Tensor:

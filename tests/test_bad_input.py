@@ -291,6 +291,7 @@ def test_a_plan_that_could_not_be_exported(teacher: Path, tmp_path: Path, refuse
     given = ["train", "ect", "--data=digits", *short(teacher, tmp_path / "run")]
     refused(*given, "--times=[1,0.9,0.1]", says=["no rho gives", "0.9, 0.1"])
     refused(*given, "--times=[0.5,1]", says=["step times must fall"])
+    refused(*given, "--times=[1,0.5]", "--steps=4", says=["steps=4, but times has 2"])
     assert not (tmp_path / "run").exists()
 
 

@@ -286,10 +286,11 @@ def test_required_fields_may_be_positional() -> None:
 
 
 CASES = [
-    ("dmd2", 4, ()),
+    ("dmd2", 4, ("--method.through_all_steps", "true")),
     ("ect", 1, ()),
     ("dmd2", 2, ("--lora.rank", "4")),
     pytest.param("dmd2", 1, (), marks=pytest.mark.slow),
+    pytest.param("dmd2", 4, (), marks=pytest.mark.slow),
     pytest.param("ect", 4, (), marks=pytest.mark.slow),
     pytest.param("ect", 1, ("--lora.rank", "4"), marks=pytest.mark.slow),
 ]
@@ -328,6 +329,7 @@ def test_train_leaves_a_run_folder(
     assert images[0].size == (8, 8)
     card = json.loads((tmp_path / "student" / "stepdistill.json").read_text())
     assert (card["method"], card["iteration"], len(card["plan"]["times"])) == (method, 3, steps)
+    assert card["plan"]["whole"] is ("--method.through_all_steps" in more)
     assert not list(tmp_path.glob("*.partial"))
 
 

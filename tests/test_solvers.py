@@ -7,6 +7,7 @@ For x0 ~ N(m, S^2) the probability-flow ODE is solved by
 
 import contextlib
 import itertools
+import json
 import math
 
 import diffusers
@@ -514,11 +515,20 @@ def test_a_part_of_a_plan_is_evenly_spaced():
             plan.subset(steps)
 
 
+def test_a_whole_plan_has_no_part():
+    """Where only the last x0 was trained to be a sample, fewer steps are a user's mistake."""
+    plan = StepPlan((1.0, 0.75, 0.5, 0.25), whole=True)
+    assert plan.counts() == [4]
+    assert plan.subset(4) == plan
+    with pytest.raises(UserError, match=r"4 trained steps: use one of \[4\]"):
+        plan.subset(2)
+
+
 @pytest.mark.parametrize("move", [renoise_move, ode_move])
 def test_a_plan_survives_json(move):
     """from_dict(to_dict(plan)) = plan."""
-    plan = StepPlan((0.9, 0.3), move)
-    assert StepPlan.from_dict(plan.to_dict()) == plan
+    for plan in (StepPlan((0.9, 0.3), move), StepPlan((0.9, 0.3), move, whole=True)):
+        assert StepPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 # --- roll-outs ---------------------------------------------------------------------------------
@@ -703,6 +713,7 @@ def test_dmd2_through_all_steps_matches_the_last_steps_samples():
     critic.module.loss_weight = teacher.loss_weight
     config = DMD2Config(through_all_steps=True, gan_weight=0.0)
     method = DMD2(generator, critic, teacher, PLAN, config, sample_shape=(3,))
+    assert method.plan.counts() == [4]
     method.generator_loss(Batch(None, cond, Draws(0, 0, "generator")))
     calls, generator.module.calls = generator.module.calls, []
     assert [t[0].item() for _, t in calls] == list(PLAN.times)

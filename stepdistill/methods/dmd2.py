@@ -18,7 +18,7 @@ learns in every update, at the memory of all steps' activations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ class DMD2:
     ) -> None:
         if config.gan_weight > 0 and discriminator is None:
             raise UserError("gan_weight > 0 needs a discriminator: pass one or set gan_weight=0")
-        self.generator, self.critic, self.plan, self.config = generator, critic, plan, config
+        self.generator, self.critic, self.config = generator, critic, config
+        self.plan = replace(plan, whole=config.through_all_steps)
         self.schedule, self.sample_shape = teacher.schedule, sample_shape
         self.real: Denoises = teacher
         if config.guidance_scale != 1:
