@@ -42,15 +42,15 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = [
         "| model | calls | seeds | Frechet distance | ratio | class accuracy | speed-up |",
         "|---|---|---|---|---|---|---|",
-        f"| teacher, Heun {teacher['steps']} steps | {teacher['nfe']} | 1 | {teacher['fid']:.4f} "
+        f"| teacher, Heun {teacher['steps']} steps | {teacher['nfe']} | 1 | {teacher['fid']:.5f} "
         f"| 1 | {teacher['class_accuracy']:.2f} % | 1 |",
     ]
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[bool, int], list[dict[str, Any]]] = {}
     for record in records:
-        kind = "`quickstart --long`" if record["long"] else "`quickstart`"
         for row in record["students"]:
-            groups.setdefault((kind, row["nfe"]), []).append(row)
-    for (kind, nfe), rows in sorted(groups.items()):
+            groups.setdefault((record["long"], row["nfe"]), []).append(row)
+    for (long, nfe), rows in sorted(groups.items()):
+        kind = "`quickstart --long`" if long else "`quickstart`"
         columns = [_spread(rows, key) for key in ("fid", "fid_ratio", "class_accuracy", "speed_up")]
         fid, ratio, accuracy, speed = columns
         lines.append(f"| {kind} | {nfe} | {len(rows)} | {fid} | {ratio} | {accuracy} % | {speed} |")
@@ -65,7 +65,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def _spread(rows: list[dict[str, Any]], key: str) -> str:
-    digits = {"fid": 4, "fid_ratio": 2, "class_accuracy": 2, "speed_up": 1}[key]
+    digits = {"fid": 5, "fid_ratio": 2, "class_accuracy": 2, "speed_up": 1}[key]
     values = [row[key] for row in rows]
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
