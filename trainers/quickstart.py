@@ -12,7 +12,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from stepdistill.students import Student, load_student
 from stepdistill.teachers import WORLDS, load_teacher
 
 BATCH = 128  # of the latency measurement
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -64,28 +66,34 @@ def train(output: Path, steps: int, seed: int, preset: dict[str, Any]) -> bool:
 
 
 def measure_student(student: Student, steps: int, num_samples: int) -> dict[str, Any]:
-    """Quality and latency of whole calls of the exported pipeline."""
+    """Quality of the exported pipeline."""
 
     def sampler(labels: Tensor, seeds: range) -> Tensor:
         return student.sample(labels.tolist(), seeds, steps, batch_size=len(seeds))
 
-    def call() -> object:
-        return student.pipeline(
-            batch_size=BATCH,
-            class_labels=torch.arange(BATCH) % 10,
-            num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-        )
-
-    quality = measure(sampler, num_samples)
-    latency = ms_per_image(call, BATCH, repeats=25)
-    return {"nfe": steps, **quality.record(), "ms_per_image": latency}
+    return {"nfe": steps, **measure(sampler, num_samples).record()}
 
 
-def measure_teacher() -> dict[str, Any]:
-    """The bundled record of the best setting, with the latency of this machine."""
+def student_call(student: Student, steps: int) -> Call:
+    """A whole call of the exported pipeline."""
+    return lambda: student.pipeline(
+        batch_size=BATCH,
+        class_labels=torch.arange(BATCH) % 10,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    )
+
+
+def teacher_record() -> dict[str, Any]:
+    """Quality of the teacher's best setting, as bundled with it."""
     record = json.loads((WORLDS / "digits" / "teacher" / "record.json").read_text())
+    kept = ("nfe", "sampler", "steps", "guidance_scale", "fid", "class_accuracy", "diversity")
+    return {key: record[key] for key in (*kept, "num_samples", "seed")}
+
+
+def teacher_call(record: dict[str, Any]) -> Call:
+    """The same images from the teacher's best setting."""
     teacher = load_teacher("digits")
     cond = teacher.encode([i % 10 for i in range(BATCH)])
 
@@ -94,18 +102,19 @@ def measure_teacher() -> dict[str, Any]:
         x0 = sample_teacher(teacher, cond, z, record["steps"], record["guidance_scale"])
         return (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
-    kept = ("nfe", "sampler", "steps", "guidance_scale", "fid", "class_accuracy", "diversity")
-    values = {key: record[key] for key in (*kept, "num_samples", "seed")}
-    return {**values, "ms_per_image": ms_per_image(call, BATCH, repeats=3)}
+    return call
 
 
 def results(output: Path, options: Options, began: float) -> dict[str, Any]:
     """Everything measured; the bars of comparison are on the same number of samples."""
-    teacher = measure_teacher()
-    students = [measure_student(load_student(output / "student"), 1, options.num_samples)]
+    teacher, loaded = teacher_record(), {1: load_student(output / "student")}
     if options.long:
-        four = load_student(output / "four_steps" / "student")
-        students.append(measure_student(four, 4, options.num_samples))
+        loaded[4] = load_student(output / "four_steps" / "student")
+    students = [measure_student(own, n, options.num_samples) for n, own in loaded.items()]
+    calls = [teacher_call(teacher), *(student_call(own, n) for n, own in loaded.items())]
+    latencies = ms_per_image(calls, BATCH)
+    for row, latency in zip((teacher, *students), latencies, strict=True):
+        row["ms_per_image"] = latency
     fid_floor = floor(options.num_samples)
     for row in students:
         row["fid_ratio"] = (row["fid"] - fid_floor) / (teacher["fid"] - fid_floor)

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 
-def ms_per_image(call: Callable[[], object], batch_size: int, repeats: int = 5) -> float:
-    """Median over ``repeats`` calls (after one that does not count), over ``batch_size``."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        began = time.perf_counter()
+def ms_per_image(
+    calls: Sequence[Callable[[], object]], batch_size: int, rounds: int = 5
+) -> list[float]:
+    """Of each of ``calls``: the median over rounds, over ``batch_size``.
+
+    In a round each is repeated for a second, at least once, and its median taken. They take turns,
+    so that a machine that slows down does not change their ratios.
+    """
+    for call in calls:
+        call()  # does not count
+    seconds = [[_median_seconds(call) for call in calls] for _ in range(rounds)]
+    return [1000 * statistics.median(own) / batch_size for own in zip(*seconds, strict=True)]
+
+
+def _median_seconds(call: Callable[[], object]) -> float:
+    seconds: list[float] = []
+    while sum(seconds) < 1:
+        began = _now()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds) / batch_size
+        seconds.append(_now() - began)
+    return statistics.median(seconds)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
