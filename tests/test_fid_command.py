@@ -313,42 +313,56 @@ def test_statistics_instead_of_images(
         fid(a, tmp_path / "other.npz", "--features", "digits")
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_inception_equals_clean_fid(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Our Inception path is clean-fid's: with the same (tiny, random) weights file its own network
-    and folder reader give bit for bit our features, and ``compute_fid`` our distance."""
-    from cleanfid.fid import compute_fid, get_folder_features
-    from cleanfid.inception_torchscript import InceptionV3W
-
+@pytest.fixture
+def sizes(tmp_path: Path) -> tuple[Path, Path]:
+    """Colour images larger and smaller than what Inception sees, a JPEG; and grey ones, 8x8."""
     x0 = digits()[0]
     colour = torch.stack([x0[:24], x0[24:48], x0[48:72]], dim=1)[:, :, 0].repeat(1, 1, 5, 4)
-    a = write_images(tmp_path / "a", colour)  # 40x32, larger and smaller than what is seen
-    b = write_images(tmp_path / "b", x0[100:130])  # grey, 8x8
+    a = write_images(tmp_path / "a", colour)  # 40x32
     Image.fromarray(eight_bit(colour)[0]).resize((500, 400)).save(a / "photo.jpg", quality=90)
+    return a, write_images(tmp_path / "b", x0[100:130])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inception_equals_clean_fid(weights: Path, sizes: tuple[Path, Path]) -> None:
+    """Our Inception path is clean-fid's: with the same (tiny, random) weights file its own network
+    and folder reader give bit for bit our features."""
+    from cleanfid.fid import get_folder_features
+    from cleanfid.inception_torchscript import InceptionV3W
+
     theirs = InceptionV3W(str(weights.parent), download=False)
     features = inception_features(weights)
-    for folder in (a, b):
+    for folder in sizes:
         whole = get_folder_features(
             str(folder), theirs, num_workers=0, device=torch.device("cpu"), verbose=False
         )
         assert whole.shape[1] == 2048
         np.testing.assert_array_equal(features(sorted(folder.iterdir())).numpy(), whole)
-    assert torch.equal(features(x0[100:130]), features(sorted(b.iterdir())))
-    if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
-        pytest.skip("features are equal; clean-fid's own distance does not run with this scipy")
+    assert torch.equal(features(digits()[0][100:130]), features(sorted(sizes[1].iterdir())))
+
+
+@pytest.mark.skipif(
+    "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters,
+    reason="clean-fid calls scipy's sqrtm with disp, which scipy 1.18 took away",
+)
+@pytest.mark.filterwarnings("ignore")
+def test_the_distance_equals_clean_fid(weights: Path, sizes: tuple[Path, Path]) -> None:
+    """``compute_fid`` gives our distance."""
+    from cleanfid.fid import compute_fid
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    theirs = InceptionV3W(str(weights.parent), download=False)
+    features = inception_features(weights)
     # their matrix root takes minutes on 2,048 features: the first 48
     expected = compute_fid(
-        str(a),
-        str(b),
+        *map(str, sizes),
         custom_feat_extractor=lambda x: theirs(x)[:, :48],
         device=torch.device("cpu"),
         num_workers=0,
         verbose=False,
     )
     few = replace(features, network=lambda x: features.network(x)[:, :48])
-    (p, _), (q, _) = (files_moments(sorted(f.iterdir()), few, batch_size=7) for f in (a, b))
+    (p, _), (q, _) = (files_moments(sorted(f.iterdir()), few, batch_size=7) for f in sizes)
     own = frechet_distance(Statistics.of(p), Statistics.of(q))
     assert own == pytest.approx(expected, rel=1e-4)
 
