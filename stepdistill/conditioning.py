@@ -58,6 +58,14 @@ class Conditioning(Mapping[str, Tensor]):
         moved = {k: v.to(device, non_blocking=True) for k, v in self.items()}
         return Conditioning(moved, self.batch_size)
 
+    def cast(self, dtype: torch.dtype) -> Conditioning:
+        """Its floating tensors in ``dtype``; labels and masks stay as they are."""
+        other = {k: v for k, v in self.items() if v.is_floating_point() and v.dtype != dtype}
+        if not other:
+            return self
+        cast = {k: v.to(dtype) for k, v in other.items()}
+        return Conditioning({**self._tensors, **cast}, self.batch_size)
+
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 

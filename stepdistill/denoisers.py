@@ -155,16 +155,18 @@ class Denoises(Protocol):
 class FeatureTap:
     """A forward hook that is an object, so a deep copy of the network takes its own tap along.
 
-    While ``on``, it keeps the hooked module's output; ``Denoiser`` alone switches it.
+    While ``on``, it keeps the hooked module's output, or the ``place``-th where it gives several;
+    ``Denoiser`` alone switches it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: int = 0) -> None:
+        self.place = place
         self.on = False
         self.value: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.on:
-            self.value = output[0] if isinstance(output, tuple) else output
+            self.value = output[self.place] if isinstance(output, tuple) else output
 
     def take(self) -> Tensor:
         """The value of the last call, which is then forgotten."""
@@ -184,12 +186,27 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.taps: list[FeatureTap] = []
+        self._dtypes: tuple[torch.dtype, torch.dtype | None] | None = None
 
-    def tap(self, module: nn.Module) -> None:
-        """Return the output of ``module`` (a whole block) among the features."""
-        tap = FeatureTap()
+    def tap(self, module: nn.Module, place: int = 0) -> None:
+        """Return the output of ``module`` (a whole block), or its ``place``-th, as a feature."""
+        tap = FeatureTap(place)
         module.register_forward_hook(tap)
         self.taps.append(tap)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What a diffusers network computes in; None for one that takes what it is given.
+
+        Its weights may be kept in another dtype (fp8, or norms in float32 in a bf16 model), which
+        takes a walk over its modules to find: done again only when the weights change theirs.
+        """
+        first = next(self.network.parameters(), None)
+        if first is None:
+            return None
+        if self._dtypes is None or self._dtypes[0] != first.dtype:
+            self._dtypes = first.dtype, getattr(self.network, "dtype", None)
+        return self._dtypes[1]
 
     @abstractmethod
     def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
@@ -218,7 +235,8 @@ class Denoiser(nn.Module):
         x_in = self.parametrization.scale_input(x_t, alpha, sigma)
         for tap in self.backbone.taps:
             tap.on = features
-        output = self.backbone(x_in, timestep, cond).to(x_t.dtype)
+        dtype = self.backbone.dtype or x_t.dtype
+        output = self.backbone(x_in.to(dtype), timestep, cond.cast(dtype)).to(x_t.dtype)
         tapped = tuple(tap.take() for tap in self.backbone.taps) if features else ()
         return Prediction(self.parametrization.x0_hat(x_t, output, alpha, sigma), tapped)
 

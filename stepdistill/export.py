@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .backbones.family import dtype_argument
 from .denoisers import Denoiser
 from .errors import StepDistillError, UserError
 from .plans import StepPlan
@@ -24,22 +26,25 @@ from .sampling import NoiseStreams, sample_student
 from .teachers import CARD, Teacher, read_card
 
 CHECK_SEEDS = range(4)
-TOLERANCE = 1e-4  # largest |difference| of pixels in [0, 1]
+# largest |difference|, in units of the samples' standard deviation where that is above 1
+TOLERANCE = 1e-4
+# of models in half precision, whose stock pipeline rounds its latents too: root mean square
+HALF_TOLERANCE = 0.1
 
 # Runs alone: only diffusers and what it needs, in a process where stepdistill cannot be imported.
 _FRESH_PROCESS = """
-import json, sys
+import pickle, sys
 sys.modules["stepdistill"] = None
 import numpy, torch
 from diffusers import DiffusionPipeline
-folder, counts, labels, seeds, output = json.loads(sys.argv[1])
-pipeline = DiffusionPipeline.from_pretrained(folder)
+folder, dtype, counts, call, seeds, output = pickle.load(open(sys.argv[1], "rb"))
+pipeline = DiffusionPipeline.from_pretrained(folder, **dtype)
 pipeline.set_progress_bar_config(disable=True)
-call = dict(class_labels=labels) if labels is not None else {}
 def sample(steps):
+    torch.manual_seed(0)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    return pipeline(batch_size=len(seeds), num_inference_steps=steps, generator=generators,
-                    output_type="np", **call).images
+    found = pipeline(num_inference_steps=steps, generator=generators, return_dict=False, **call)[0]
+    return numpy.asarray(torch.as_tensor(found).float())
 numpy.save(output, numpy.stack([sample(steps) for steps in counts]))
 """
 
@@ -67,13 +72,14 @@ def export(
         record = {
             "teacher": teacher.name,
             **(card or {}),
-            "family": teacher.family,
+            "family": teacher.family.card.name,
             "plan": plan.to_dict(),
+            "sample_shape": list(teacher.sample_shape),
+            "num_classes": teacher.num_classes,
+            "counts": teacher.family.counts(plan),
         }
-        record["sample_shape"] = list(teacher.sample_shape)
-        record["num_classes"] = teacher.num_classes
         (aside / CARD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        (aside / "README.md").write_text(_model_card(record, plan))
+        (aside / "README.md").write_text(_model_card(record, teacher, plan))
         check(generator, teacher, plan, aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
@@ -97,40 +103,73 @@ def claim(folder: Path) -> None:
 
 
 def check(generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path) -> float:
-    """The largest pixel difference between the folder, run by stock diffusers in a fresh process,
-    and the trainer's own x0 of the same seeds, for each number of steps that ``plan`` allows. Both
-    run on the CPU. StepDistillError above the tolerance."""
-    counts = plan.counts()
-    labels = None
-    if teacher.num_classes is not None:
-        labels = [seed % teacher.num_classes for seed in CHECK_SEEDS]
-    stock = _stock_samples(folder, counts, labels)
-    cond = teacher.encode(labels if labels is not None else [None] * len(CHECK_SEEDS))
+    """How much the folder, run by stock diffusers in a fresh process, differs from the trainer's
+    own x0 of the same seeds, at worst over the numbers of steps that it can be called with.
+
+    Both run on the CPU. StepDistillError above the tolerance.
+    """
+    family, seeds = teacher.family, CHECK_SEEDS
+    prompts = teacher.examples(len(seeds))
+    counts = family.counts(plan)
+    stock = _stock_samples(folder, counts, teacher, prompts)
     own = copy.deepcopy(generator).cpu().eval()
     worst = 0.0
-    for steps, images in zip(counts, stock, strict=True):
-        streams = NoiseStreams(CHECK_SEEDS)
-        x0 = sample_student(own, plan.subset(steps), cond, teacher.sample_shape, streams)
-        difference = float((to_pixels(x0) - images).abs().max())
-        if not difference <= TOLERANCE:  # a NaN too
+    for steps, samples in zip(counts, stock, strict=True):
+        streams = NoiseStreams(seeds) if family.passes_generator else _StockStreams(teacher)
+        cond, shape = teacher.encode(prompts), teacher.sample_shape
+        x0 = sample_student(own, plan.subset(steps), cond, shape, streams)
+        expected = family.stock_output(teacher, x0)
+        difference, tolerance = _difference(samples, expected, teacher.options.torch_dtype)
+        if not difference <= tolerance:  # a NaN too
             raise StepDistillError(
-                f"the exported folder gives other samples than the trainer: pixels differ by "
-                f"{difference:.2g} at {steps} steps (tolerance {TOLERANCE})"
+                f"the exported folder gives other samples than the trainer: they differ by "
+                f"{difference:.2g} at {steps} steps (tolerance {tolerance})"
             )
         worst = max(worst, difference)
     return worst
 
 
-def _stock_samples(folder: Path, counts: list[int], labels: list[int] | None) -> Tensor:
-    """Pixels in [0, 1], (len(counts), images, C, H, W), as any user of the folder gets them."""
+def _difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """(difference, tolerance) of samples of a model in ``dtype``."""
+    unit = max(1.0, float(expected.std()))
+    error = (found - expected.to(found)) / unit
+    if dtype == torch.float32:
+        return float(error.abs().max()), TOLERANCE
+    return float(error.square().mean().sqrt()), HALF_TOLERANCE
+
+
+class _StockStreams(NoiseStreams):
+    """As a pipeline draws that gives its generators to the first noise alone: each later draw is
+    one for the whole batch, from torch's own generator.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(CHECK_SEEDS)
+        self.teacher, self.first = teacher, True
+        self.shared = torch.Generator().manual_seed(0)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        if self.first:
+            self.first = False
+            return super().normal(shape)
+        return self.teacher.family.stock_noise(self.teacher, len(self.generators), self.shared)
+
+
+def _stock_samples(
+    folder: Path, counts: list[int], teacher: Teacher, prompts: Sequence[Any]
+) -> list[Tensor]:
+    """For each of ``counts`` what the pipeline returns, as any user of the folder gets it."""
+    call = {**teacher.family.call(teacher, prompts), "output_type": teacher.family.output_type}
     with tempfile.TemporaryDirectory() as place:
-        output = Path(place) / "images.npy"
-        task = json.dumps([str(folder.resolve()), counts, labels, list(CHECK_SEEDS), str(output)])
-        command = [sys.executable, "-c", _FRESH_PROCESS, task]
+        task, output = Path(place) / "task", Path(place) / "samples.npy"
+        dtype, seeds = dtype_argument(teacher.options.torch_dtype), list(CHECK_SEEDS)
+        asked = (str(folder.resolve()), dtype, counts, call, seeds, str(output))
+        task.write_bytes(pickle.dumps(asked))
+        command = [sys.executable, "-c", _FRESH_PROCESS, str(task)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=place)
         if done.returncode != 0:
             raise StepDistillError(f"the exported folder does not load:\n{done.stderr[-2000:]}")
-        return torch.from_numpy(np.load(output)).permute(0, 1, 4, 2, 3)
+        return list(torch.from_numpy(np.load(output)))
 
 
 def to_pixels(x0: Tensor) -> Tensor:
@@ -138,9 +177,10 @@ def to_pixels(x0: Tensor) -> Tensor:
     return (x0 / 2 + 0.5).clamp(0, 1)
 
 
-def _model_card(record: dict[str, Any], plan: StepPlan) -> str:
+def _model_card(record: dict[str, Any], teacher: Teacher, plan: StepPlan) -> str:
     shown = "\n".join(f"- {key}: {value}" for key, value in sorted(record.items()))
-    labels = ", class_labels=[0, 0, 0, 0]" if record.get("num_classes") else ""
+    call = {**teacher.family.call(teacher, teacher.examples(1)), "num_inference_steps": plan.steps}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
     return f"""---
 library_name: diffusers
 tags: [stepdistill, step-distillation]
@@ -150,7 +190,7 @@ tags: [stepdistill, step-distillation]
 ```python
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(".")
-images = pipeline(batch_size=4, num_inference_steps={plan.steps}{labels}).images
+samples = pipeline({arguments})[0]
 ```
 
 {shown}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import Conditioning
-from .denoisers import Denoiser, Denoises, Guided
+from .denoisers import Denoiser, Denoises
 from .plans import StepPlan, generate, start, teacher_times
 from .schedules import Schedule
 from .solvers import heun_step, sample
@@ -57,11 +57,7 @@ def sample_teacher(
     guidance_scale: float = 1.0,
 ) -> Tensor:
     """x0 of a teacher from unit noise ``z`` by Heun's method: 2 steps - 1 calls a sample."""
-    denoiser: Denoises = teacher.denoiser
-    if guidance_scale != 1:
-        assert teacher.null_cond is not None
-        denoiser = Guided(teacher.denoiser, guidance_scale, teacher.null_cond)
-    schedule = teacher.denoiser.schedule
+    denoiser, schedule = teacher.guided(guidance_scale), teacher.denoiser.schedule
     z = z.to(_device(teacher.denoiser))
     x_t = start(StepPlan(), schedule, z)
     return sample(denoiser, schedule, x_t, teacher_times(steps), cond.to(z.device), heun_step)

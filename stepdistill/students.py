@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .families import of_pipeline
 from .plans import StepPlan
-from .teachers import CARD, FAMILIES, first_line, read_card, read_model_index, supported
+from .teachers import CARD, first_line, read_card, read_model_index
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def load_student(folder: Path) -> Student:
     """Load a diffusers folder of a known family; UserError if it is missing or damaged."""
     if not folder.exists():
         raise UserError(f"there is no folder {folder}")
-    name = read_model_index(folder).get("_class_name")
-    if name not in FAMILIES:
-        raise UserError(f"{folder} is a {name}, which is not supported. {supported()}")
+    of_pipeline(str(read_model_index(folder).get("_class_name")), str(folder))
     card = read_card(folder)
     try:
         plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from . import families
+from .backbones.family import Family
 from .conditioning import Conditioning
-from .denoisers import Denoiser
+from .denoisers import Denoiser, Denoises
 from .errors import UserError
 from .plans import StepPlan
 
 WORLDS = Path(__file__).parent / "worlds"
 CARD = "stepdistill.json"  # what stepdistill adds beside a folder's model_index.json
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# pipeline class in model_index.json -> the adapter's module in backbones/
-FAMILIES = {"ConsistencyModelPipeline": "pixel"}
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a teacher is loaded, and the size of the samples it is distilled at.
+
+    Args:
+        dtype: of the frozen weights: float32, bfloat16 or float16
+        height: pixels; default: the model's own
+        width: pixels; default: the model's own
+        frames: of a video; default: the pipeline's own
+        max_tokens: of a prompt, where the family pads it; default: the pipeline's own
+    """
+
+    dtype: str = "float32"
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        for name in ("height", "width", "frames", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch has it."""
+        return DTYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -30,46 +60,57 @@ class Teacher:
     """A frozen model and what its family knows: how to condition it, and how to export a student.
 
     ``denoiser`` is in eval mode with no trainable weight; it is never prepared or wrapped.
-    ``null_cond`` is the conditioning of one unconditional sample, None if the model has none.
+    ``null_cond`` is the conditioning of one unconditional sample, None if the model has none;
+    ``num_classes`` is None for a model that is told something else than a class. ``pipeline`` is
+    the stock diffusers pipeline whose network ``denoiser`` calls.
     """
 
     name: str
-    family: str
+    family: Family
     denoiser: Denoiser
     sample_shape: tuple[int, ...]
     null_cond: Conditioning | None
     num_classes: int | None
+    pipeline: Any = None
+    options: LoadOptions = LoadOptions()
 
+    @torch.no_grad()
     def encode(self, prompts: Sequence[Any]) -> Conditioning:
-        """Class numbers (or prompts) -> Conditioning."""
-        cond: Conditioning = self._adapter.encode(self, prompts)
-        return cond
+        """Prompts, or class numbers -> Conditioning."""
+        return self.family.encode(self, prompts)
 
     def probe(self) -> Conditioning:
         """The conditioning of one sample, to find shapes with."""
-        return self.null_cond if self.null_cond is not None else self.encode([0])
+        return self.null_cond if self.null_cond is not None else self.encode(self.examples(1))
+
+    def examples(self, count: int) -> list[Any]:
+        """``count`` prompts, or class numbers, to try the model with."""
+        return self.family.examples(self, count)
+
+    def guided(self, guidance_scale: float) -> Denoises:
+        """The teacher under guidance, 1 is off; UserError if it cannot be guided."""
+        return self.family.guided(self, guidance_scale)
 
     def student(self) -> Denoiser:
         """The same network (not a copy) in the form that this family's pipeline samples."""
-        denoiser: Denoiser = self._adapter.student(self)
-        return denoiser
+        return self.family.student(self)
 
     def check_plan(self, plan: StepPlan) -> None:
         """UserError, before any training, for a plan that ``save_student`` cannot export."""
-        self._adapter.check_plan(self, plan)
+        self.family.check_plan(self, plan)
 
-    def save_student(self, generator: nn.Module, plan: StepPlan, folder: Path) -> None:
+    def save_student(self, generator: Denoiser, plan: StepPlan, folder: Path) -> None:
         """Write ``generator`` as a stock diffusers folder that follows ``plan``."""
-        self._adapter.save(generator, self, plan, folder)
+        self.family.save(generator, self, plan, folder)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 -> pixels in [-1, 1]."""
+        return self.family.decode(self, x0)
 
     @property
     def lora_targets(self) -> list[str]:
         """The layers a LoRA role adapts unless told otherwise."""
-        return list(self._adapter.LORA_TARGETS)
-
-    @property
-    def _adapter(self) -> ModuleType:
-        return importlib.import_module(f"{__package__}.backbones.{self.family}")
+        return list(self.family.lora_targets)
 
 
 def built_in_worlds() -> list[str]:
@@ -77,24 +118,19 @@ def built_in_worlds() -> list[str]:
     return sorted(p.parent.name for p in WORLDS.glob("*/teacher"))
 
 
-def supported() -> str:
-    """The pipelines that have an adapter, in a sentence."""
-    return f"Supported pipelines: {', '.join(sorted(FAMILIES))}"
-
-
-def load_teacher(source: str | Path, device: torch.device | str = "cpu") -> Teacher:
-    """Load a teacher by built-in name, folder or hub id, onto ``device``.
+def load_teacher(
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    options: LoadOptions | None = None,
+) -> Teacher:
+    """Load a teacher by built-in name, folder or hub id; its network goes onto ``device``.
 
     Raises UserError if it is missing, damaged, not in diffusers format, or of an unknown family.
     """
     folder = _folder(str(source))
-    index = read_model_index(folder)
-    pipeline = index.get("_class_name")
-    if pipeline not in FAMILIES:
-        raise UserError(f"{source} is a {pipeline}, which is not supported. {supported()}")
-    adapter = importlib.import_module(f"{__package__}.backbones.{FAMILIES[pipeline]}")
+    family = families.of_pipeline(str(read_model_index(folder).get("_class_name")), str(source))
     try:
-        teacher: Teacher = adapter.load(folder, read_card(folder))
+        teacher = family.load(folder, read_card(folder), options or LoadOptions())
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{source} could not be loaded, its files look damaged: {first_line(error)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib
 import json
 import resource
 import shutil
@@ -19,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from commands import check_exports_here, draw_no_report, run
 from PIL import Image
 from tiny import tiny_teacher_folder
+
+from stepdistill.backbones.pixel import EDMPixels
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -552,17 +552,16 @@ def test_an_export_that_differs_from_the_trainer_fails(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refusal
 ) -> None:
     """Weights changed while they are saved: exit 1, and no folder is left."""
-    pixel = importlib.import_module("stepdistill.backbones.pixel")
-    saved = pixel.save
+    saved = EDMPixels.save
 
-    def perturbed(generator: torch.nn.Module, *rest: Any) -> None:
-        saved(generator, *rest)
+    def perturbed(family: EDMPixels, *rest: Any) -> None:
+        saved(family, *rest)
         from safetensors.torch import load_file, save_file
 
         tensors = load_file(rest[-1] / WEIGHTS)
         save_file({**tensors, "conv_out.bias": tensors["conv_out.bias"] + 0.1}, rest[-1] / WEIGHTS)
 
-    monkeypatch.setattr(pixel, "save", perturbed)
+    monkeypatch.setattr(EDMPixels, "save", perturbed)
     output = tmp_path / "student"
     says = ["other samples than the trainer", "at 1 steps", "tolerance"]
     refused("export", trained, "--output", output, says=says, code=1)

@@ -19,7 +19,6 @@ from tiny import tiny_teacher
 from torch import Tensor, nn
 
 from evals.fid import main
-from stepdistill.backbones import pixel
 from stepdistill.cli import guarded
 from stepdistill.data.digits import digits
 from stepdistill.errors import NonFiniteError, UserError
@@ -66,7 +65,7 @@ def student(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_student(teacher: Teacher, folder: Path) -> Path:
     plan = StepPlan.uniform(2)
-    pixel.save(pixel.student(teacher), teacher, plan, folder)
+    teacher.save_student(teacher.student(), plan, folder)
     card = {"plan": plan.to_dict(), "num_classes": teacher.num_classes}
     (folder / CARD).write_text(json.dumps(card))
     return folder
@@ -235,7 +234,7 @@ def test_model_against_digits(
     """A student folder through the stock pipeline has the distance that ``quality.measure`` gives
     the same pipeline, and the trainer's own network (but for pixels on the edge between two of the
     256 values), for each number of steps; batches of 50 and 100 agree."""
-    denoiser = pixel.student(teacher)
+    denoiser = teacher.student()
 
     def own(steps: int) -> float:
         plan = StepPlan.uniform(2).subset(steps)

@@ -21,6 +21,7 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers import (
     Backbone,
     Denoiser,
+    Guided,
     PredictsEDM,
     PredictsEps,
     PredictsFlow,
@@ -371,7 +372,9 @@ def test_dmd2_with_a_critic_that_never_learned_does_not_move(steps):
         generator = full("generator", small_network(schedule, seed=1))
         config = DMD2Config(gan_weight=0.0, **options)
         plan = StepPlan.uniform(steps)
-        method = DMD2(generator, critic, teacher, plan, config, sample_shape=(3,), null_cond=null)
+        scale = config.guidance_scale
+        guided = None if scale == 1 else Guided(teacher, scale, null)
+        method = DMD2(generator, critic, teacher, plan, config, sample_shape=(3,), guided=guided)
         batch = Batch(None, Conditioning.empty(16), Double(0, 0, "generator"))
         return torch.autograd.grad(
             method.generator_loss(batch).value, list(generator.trainable().values())

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sigma_data=options.sigma_data,
         clip_denoised=False,
     )
-    teacher = pixel_teacher(options.output, unet, scheduler, null_class=num_classes)
+    pipeline = ConsistencyModelPipeline(unet, scheduler)
+    teacher = pixel_teacher(options.output, pipeline, null_class=num_classes)
     role = Role("generator", teacher.denoiser.requires_grad_(True).train())
     method = Denoising(role, settings.get(DenoisingConfig), teacher.null_cond)
     with RunFolder(options.output) as run:
@@ -112,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         folder = run.path / "teacher"
         with result.ema.applied():
-            ConsistencyModelPipeline(unet.eval(), scheduler).save_pretrained(folder)
+            unet.eval()
+            pipeline.save_pretrained(folder)
         made_with = {k: v for k, v in settings.resolved.items() if k != "output"}
         card = {"null_class": num_classes, "num_classes": num_classes, "settings": made_with}
         (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")

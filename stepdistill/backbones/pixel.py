@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoiser, PredictsEDM
 from ..errors import UserError
 from ..plans import StepPlan, renoise_move
 from ..schedules import EDMSchedule
-from ..teachers import Teacher
+from ..teachers import LoadOptions, Teacher
+from .family import Family, FamilyCard, dtype_argument, frozen
 
 NOISE_SCALE = 250.0  # CMStochasticIterativeScheduler feeds 1000 * 0.25 * ln sigma
-LORA_TARGETS = ["conv1", "conv2", "time_emb_proj", "to_q", "to_k", "to_v", "to_out.0"]
 
 
 class PixelBackbone(Backbone):
@@ -41,26 +41,99 @@ class PixelBackbone(Backbone):
         return output
 
 
-def load(folder: Path, card: dict[str, Any]) -> Teacher:
-    """The teacher in a ConsistencyModelPipeline folder.
+class EDMPixels(Family):
+    """ConsistencyModelPipeline."""
 
-    ``card`` is its ``stepdistill.json``, {} for someone else's folder; it names the null class.
-    """
-    pipeline = ConsistencyModelPipeline.from_pretrained(folder)
-    unet, scheduler = pipeline.unet, pipeline.scheduler
-    if not isinstance(scheduler, CMStochasticIterativeScheduler):
-        raise UserError(
-            f"{folder}: the pixel family needs CMStochasticIterativeScheduler, which states the "
-            f"EDM noise range, and this folder has {type(scheduler).__name__}"
+    card = FamilyCard(
+        name="edm-pixels",
+        task="class-to-image",
+        pipeline="ConsistencyModelPipeline",
+        network="UNet2DModel",
+        prediction="EDM's F",
+        scheduler="CMStochasticIterativeScheduler",
+    )
+    lora_targets = ("conv1", "conv2", "time_emb_proj", "to_q", "to_k", "to_v", "to_out.0")
+    output_type = "np"
+
+    def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        """``card`` names the null class, if there is one."""
+        pipeline = ConsistencyModelPipeline.from_pretrained(
+            folder, **dtype_argument(options.torch_dtype)
         )
-    return teacher(str(folder), unet, scheduler, card.get("null_class"))
+        if not isinstance(pipeline.scheduler, CMStochasticIterativeScheduler):
+            raise UserError(
+                f"{folder}: the pixel family needs CMStochasticIterativeScheduler, which states "
+                f"the EDM noise range, and this folder has {type(pipeline.scheduler).__name__}"
+            )
+        return teacher(str(folder), pipeline, card.get("null_class"), options)
+
+    def encode(self, teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
+        """Class numbers -> Conditioning. UserError for one that the teacher does not have."""
+        if teacher.num_classes is None:
+            return Conditioning.empty(len(prompts))
+        labels = torch.tensor([int(p) for p in prompts])
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < teacher.num_classes:
+            raise UserError(
+                f"class labels must lie in 0 to {teacher.num_classes - 1}: {labels.tolist()}"
+            )
+        return Conditioning({"class_labels": labels})
+
+    def examples(self, teacher: Teacher, count: int) -> list[Any]:
+        return [i % (teacher.num_classes or 1) for i in range(count)]
+
+    def student(self, teacher: Teacher) -> Denoiser:
+        """The identity at sigma_min: consistency-model scalings (Song et al. 2023, appendix C)
+        differ from EDM's by sigma_min alone.
+        """
+        source = teacher.denoiser.parametrization
+        schedule = teacher.denoiser.schedule
+        assert isinstance(source, PredictsEDM)
+        assert isinstance(schedule, EDMSchedule)
+        parametrization = PredictsEDM(source.sigma_data, schedule.sigma_min, source.noise_scale)
+        return Denoiser(teacher.denoiser.backbone, schedule, parametrization)
+
+    def check_plan(self, teacher: Teacher, plan: StepPlan) -> None:
+        assert isinstance(teacher.denoiser.schedule, EDMSchedule)
+        _rho_of(plan, teacher.denoiser.schedule)
+
+    def save(self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path) -> None:
+        """Two surprises of the stock pipeline are exported away: its scheduler clamps x0 by default
+        (clip_denoised is off here), and a call without labels draws from every class embedding, the
+        null class too (it is cut off here).
+        """
+        schedule, parametrization = generator.schedule, generator.parametrization
+        assert isinstance(schedule, EDMSchedule)
+        assert isinstance(parametrization, PredictsEDM)
+        scheduler = CMStochasticIterativeScheduler(
+            # n of n + 1 points: the scheduler's ramp j / (num_train_timesteps - 1) is then j / n
+            num_train_timesteps=plan.steps + 1,
+            sigma_min=schedule.sigma_min,
+            sigma_max=_noise_levels(plan, schedule)[0].item(),
+            sigma_data=parametrization.sigma_data,
+            rho=_rho_of(plan, schedule),
+            clip_denoised=False,
+        )
+        network = generator.backbone.network
+        assert isinstance(network, UNet2DModel)
+        unet = _without_null_class(network, teacher.num_classes)
+        ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
+
+    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
+        call: dict[str, Any] = {"batch_size": len(prompts)}
+        return call if teacher.num_classes is None else {**call, "class_labels": list(prompts)}
+
+    def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
+        return (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def teacher(
-    name: str, unet: UNet2DModel, scheduler: CMStochasticIterativeScheduler, null_class: int | None
+    name: str,
+    pipeline: ConsistencyModelPipeline,
+    null_class: int | None,
+    options: LoadOptions | None = None,
 ) -> Teacher:
-    """A Teacher from the parts of the pipeline. ``null_class`` is the label that means none."""
-    config = scheduler.config
+    """A Teacher from the pipeline in memory. ``null_class`` is the label that means none."""
+    unet, config = pipeline.unet, pipeline.scheduler.config
     schedule = EDMSchedule(config.sigma_min, config.sigma_max, config.rho)
     parametrization = PredictsEDM(config.sigma_data, noise_scale=NOISE_SCALE)
     size = unet.config.sample_size
@@ -74,73 +147,16 @@ def teacher(
     null = (
         None if null_class is None else Conditioning({"class_labels": torch.tensor([null_class])})
     )
-    denoiser = Denoiser(PixelBackbone(unet), schedule, parametrization).eval()
     return Teacher(
         name=name,
-        family="pixel",
-        denoiser=denoiser.requires_grad_(False),
+        family=EDMPixels(),
+        denoiser=frozen(Denoiser(PixelBackbone(unet), schedule, parametrization)),
         sample_shape=(unet.config.in_channels, height, width),
         null_cond=null,
         num_classes=classes,
+        pipeline=pipeline,
+        options=options or LoadOptions(),
     )
-
-
-def encode(teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
-    """Class numbers -> Conditioning. UserError for one that the teacher does not have."""
-    if teacher.num_classes is None:
-        return Conditioning.empty(len(prompts))
-    labels = torch.tensor([int(p) for p in prompts])
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < teacher.num_classes:
-        raise UserError(
-            f"class labels must lie in 0 to {teacher.num_classes - 1}: {labels.tolist()}"
-        )
-    return Conditioning({"class_labels": labels})
-
-
-def student(teacher: Teacher) -> Denoiser:
-    """The teacher's own network in the form the stock pipeline samples: the identity at sigma_min.
-
-    Consistency-model scalings (Song et al. 2023, appendix C) differ from EDM's by sigma_min alone.
-    """
-    source = teacher.denoiser.parametrization
-    schedule = teacher.denoiser.schedule
-    assert isinstance(source, PredictsEDM)
-    assert isinstance(schedule, EDMSchedule)
-    parametrization = PredictsEDM(source.sigma_data, schedule.sigma_min, source.noise_scale)
-    return Denoiser(teacher.denoiser.backbone, schedule, parametrization)
-
-
-def check_plan(teacher: Teacher, plan: StepPlan) -> None:
-    """UserError for a plan that the pipeline's scheduler cannot reproduce."""
-    assert isinstance(teacher.denoiser.schedule, EDMSchedule)
-    _rho_of(plan, teacher.denoiser.schedule)
-
-
-def save(generator: nn.Module, teacher: Teacher, plan: StepPlan, folder: Path) -> None:
-    """Write a ConsistencyModelPipeline folder whose default scheduler call is ``plan``.
-
-    Two surprises of the stock pipeline are exported away: its scheduler clamps x0 by default
-    (clip_denoised is off here), and a call without labels draws from every class embedding, the
-    null class too (it is cut off here). UserError for a plan that the scheduler cannot reproduce.
-    """
-    assert isinstance(generator, Denoiser)
-    assert isinstance(generator.schedule, EDMSchedule)
-    parametrization = generator.parametrization
-    assert isinstance(parametrization, PredictsEDM)
-    schedule = generator.schedule
-    scheduler = CMStochasticIterativeScheduler(
-        # n of n + 1 points: the scheduler's ramp j / (num_train_timesteps - 1) is then j / n
-        num_train_timesteps=plan.steps + 1,
-        sigma_min=schedule.sigma_min,
-        sigma_max=_noise_levels(plan, schedule)[0].item(),
-        sigma_data=parametrization.sigma_data,
-        rho=_rho_of(plan, schedule),
-        clip_denoised=False,
-    )
-    network = generator.backbone.network
-    assert isinstance(network, UNet2DModel)
-    unet = _without_null_class(network, teacher.num_classes)
-    ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
 
 
 def _rho_of(plan: StepPlan, schedule: EDMSchedule) -> float:

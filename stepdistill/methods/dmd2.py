@@ -23,8 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..conditioning import Conditioning
-from ..denoisers import Denoiser, Denoises, Guided
+from ..denoisers import Denoiser, Denoises
 from ..discriminator import CriticTrunk, Discriminator, Noisy, build_head
 from ..errors import UserError
 from ..losses import (
@@ -66,7 +65,8 @@ class DMD2:
     """Two losses over generator, critic and (with a GAN) head.
 
     ``teacher`` is the frozen Denoiser of samples of ``sample_shape``. Guidance other than 1 needs
-    ``null_cond``, and gan_weight > 0 a ``discriminator``; UserError where one is missing.
+    ``guided``, the teacher under it, and gan_weight > 0 a ``discriminator``; UserError where one is
+    missing.
     """
 
     Config = DMD2Config
@@ -88,7 +88,7 @@ class DMD2:
         config: DMD2Config,
         *,
         sample_shape: tuple[int, ...],
-        null_cond: Conditioning | None = None,
+        guided: Denoises | None = None,
         discriminator: Discriminator | None = None,
     ) -> None:
         if config.gan_weight > 0 and discriminator is None:
@@ -96,14 +96,9 @@ class DMD2:
         self.generator, self.critic, self.config = generator, critic, config
         self.plan = replace(plan, whole=config.through_all_steps)
         self.schedule, self.sample_shape = teacher.schedule, sample_shape
-        self.real: Denoises = teacher
-        if config.guidance_scale != 1:
-            if null_cond is None:
-                raise UserError(
-                    f"guidance_scale={config.guidance_scale} needs a teacher with a null "
-                    "conditioning, and this one has none: set guidance_scale=1"
-                )
-            self.real = Guided(teacher, config.guidance_scale, null_cond)
+        if config.guidance_scale != 1 and guided is None:
+            raise UserError(f"guidance_scale={config.guidance_scale} needs a guided teacher")
+        self.real: Denoises = guided or teacher
         self.matching_times: TimeLaw = UniformTimes(config.t_min, config.t_max)
         if config.matching_log_normal is not None:
             self.matching_times = LogNormalTimes(*config.matching_log_normal)
@@ -149,7 +144,7 @@ class DMD2:
             plan,
             config,
             sample_shape=teacher.sample_shape,
-            null_cond=teacher.null_cond,
+            guided=teacher.guided(config.guidance_scale),
             discriminator=gan,
         )
 

@@ -1,0 +1,135 @@
+"""A *family*: one kind of diffusers pipeline, how it is loaded, conditioned and exported.
+
+An adapter is one class. Its teacher speaks x0 through a :class:`~stepdistill.denoisers.Denoiser`;
+its students are folders of the very same stock pipeline class. The contract is proved by tests for
+each family: the teacher's samples equal the stock pipeline's, and the stock pipeline run on an
+exported student gives the trainer's own x0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import diffusers
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+
+from ..conditioning import Conditioning
+from ..denoisers import Denoiser, Denoises, Guided
+from ..errors import UserError
+from ..plans import StepPlan
+
+if TYPE_CHECKING:
+    from ..teachers import LoadOptions, Teacher
+
+
+@dataclass(frozen=True)
+class FamilyCard:
+    """A row of ``stepdistill families``: names as diffusers has them.
+
+    ``pipeline`` is the class that a teacher's folder names and that a student is exported as,
+    ``network`` the class that is distilled, ``scheduler`` the one of an exported student.
+    """
+
+    name: str
+    task: str
+    pipeline: str
+    network: str
+    prediction: str
+    scheduler: str
+
+    def record(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+class Family(ABC):
+    """What the library asks of an adapter. ``teacher`` is always one that :meth:`load` made.
+
+    ``lora_targets`` are the layers a LoRA role adapts unless told otherwise. ``output_type`` is
+    what the stock pipeline is asked for when a student is compared with the trainer, and
+    ``passes_generator`` says whether it gives its generators to the scheduler's steps too.
+    """
+
+    card: ClassVar[FamilyCard]
+    lora_targets: ClassVar[tuple[str, ...]]
+    output_type: ClassVar[str] = "latent"
+    passes_generator: ClassVar[bool] = True
+
+    @abstractmethod
+    def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        """The teacher in ``folder``; ``card`` is what stepdistill wrote there, {} for others'."""
+
+    @abstractmethod
+    def encode(self, teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
+        """Prompts (or class numbers) -> Conditioning, one row each."""
+
+    @abstractmethod
+    def check_plan(self, teacher: Teacher, plan: StepPlan) -> None:
+        """UserError for a plan that the stock pipeline cannot be made to follow."""
+
+    @abstractmethod
+    def save(self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path) -> None:
+        """Write a stock pipeline folder whose call with ``plan.steps`` steps follows ``plan``."""
+
+    @abstractmethod
+    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
+        """The arguments with which the stock pipeline samples a student, but for steps and seed."""
+
+    def counts(self, plan: StepPlan) -> list[int]:
+        """The numbers of steps that an exported student can be called with."""
+        return plan.counts()
+
+    def student(self, teacher: Teacher) -> Denoiser:
+        """The teacher's own network (not a copy) in the form that the stock pipeline samples."""
+        return teacher.denoiser
+
+    def guided(self, teacher: Teacher, guidance_scale: float) -> Denoises:
+        """The teacher under guidance. UserError if it has no null conditioning; 1 is off."""
+        if guidance_scale == 1:
+            return teacher.denoiser
+        if teacher.null_cond is None:
+            raise UserError(
+                f"guidance_scale={guidance_scale} needs a teacher with a null conditioning, and "
+                f"{teacher.name} has none: set guidance_scale=1"
+            )
+        return Guided(teacher.denoiser, guidance_scale, teacher.null_cond)
+
+    def examples(self, teacher: Teacher, count: int) -> list[Any]:
+        """``count`` prompts to try a model with."""
+        return [EXAMPLES[i % len(EXAMPLES)] for i in range(count)]
+
+    def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
+        """What the stock pipeline returns, asked for ``output_type``, where its last x0 is this."""
+        return x0
+
+    def stock_noise(self, teacher: Teacher, count: int, generator: torch.Generator) -> Tensor:
+        """Noise like x0 as the stock pipeline's scheduler draws it from one generator."""
+        return torch.randn(count, *teacher.sample_shape, generator=generator)
+
+    def decode(self, teacher: Teacher, x0: Tensor) -> Tensor:
+        """x0 -> pixels in [-1, 1]: (B, C, H, W), or (B, C, frames, H, W)."""
+        return x0
+
+    def encode_images(self, teacher: Teacher, pixels: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> x0."""
+        return pixels
+
+
+EXAMPLES = ("a red fox in the snow", "an old lighthouse at dusk", "a bowl of oranges", "a blue car")
+
+
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument of ``from_pretrained`` that loads weights in ``dtype``: its name has changed."""
+    new = Version(diffusers.__version__) >= Version("0.42")
+    return {"dtype" if new else "torch_dtype": dtype}
+
+
+def frozen(module: nn.Module) -> Any:
+    """``module`` in eval mode without a trainable weight."""
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,173 @@
+"""What families that sample an autoencoder's latents share: loading, guidance, export, pixels.
+
+x0 is what the stock pipeline calls ``latents``: scaled for the network, before any packing.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from ..conditioning import Conditioning
+from ..denoisers import Backbone, Denoiser
+from ..plans import StepPlan
+from ..teachers import LoadOptions, Teacher
+from . import schedulers
+from .family import Family, dtype_argument, frozen
+
+
+class LatentFamily(Family):
+    """A stock pipeline with an autoencoder, one network and a scheduler that states its schedule.
+
+    ``component`` is the network's name in the pipeline, ``backbone`` the class that calls it.
+    ``student_call`` are the arguments that make the stock pipeline call a student once a step.
+    ``gives_sigmas``: the pipeline passes its own sigmas 1, 1 - 1/n, ... to the scheduler.
+    """
+
+    component: ClassVar[str] = "transformer"
+    backbone: ClassVar[type[Backbone]]
+    student_call: ClassVar[dict[str, Any]] = {"guidance_scale": 1.0}
+    gives_sigmas: ClassVar[bool] = False
+
+    def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        pipeline = DiffusionPipeline.from_pretrained(folder, **dtype_argument(options.torch_dtype))
+        return self.teacher(pipeline, str(folder), options)
+
+    def teacher(self, pipeline: Any, name: str, options: LoadOptions) -> Teacher:
+        """The Teacher of a pipeline that is already in memory; its networks are frozen."""
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                frozen(part)
+        shape = self.sample_shape(pipeline, options)
+        schedule, parametrization = schedulers.read(pipeline.scheduler, self.mu(pipeline, shape))
+        backbone = self.backbone(self.network(pipeline))
+        denoiser = frozen(Denoiser(backbone, schedule, parametrization))
+        teacher = Teacher(
+            name=name,
+            family=self,
+            denoiser=denoiser,
+            sample_shape=shape,
+            null_cond=None,
+            num_classes=None,
+            pipeline=pipeline,
+            options=options,
+        )
+        return replace(teacher, null_cond=self.null(teacher))
+
+    def network(self, pipeline: Any) -> nn.Module:
+        """The module that denoises."""
+        module: nn.Module = getattr(pipeline, self.component)
+        return module
+
+    @abstractmethod
+    def sample_shape(self, pipeline: Any, options: LoadOptions) -> tuple[int, ...]:
+        """The shape of one x0, at the size asked for or else the pipeline's default."""
+
+    @abstractmethod
+    def null(self, teacher: Teacher) -> Conditioning | None:
+        """The conditioning of one unconditional sample."""
+
+    def mu(self, pipeline: Any, shape: tuple[int, ...]) -> float | None:
+        """The log shift that the pipeline derives from the resolution, if it does."""
+        return None
+
+    def check_plan(self, teacher: Teacher, plan: StepPlan) -> None:
+        self.few_step_scheduler(teacher.denoiser, plan)
+
+    def counts(self, plan: StepPlan) -> list[int]:
+        if self.card.scheduler.startswith("LCM") or self.gives_sigmas:
+            return plan.counts()
+        return [plan.steps]  # the scheduler's last noise level is that of the whole plan
+
+    def few_step_scheduler(self, denoiser: Denoiser, plan: StepPlan) -> Any:
+        """The stock scheduler that walks ``plan``; UserError if there is none."""
+        schedule, parametrization = denoiser.schedule, denoiser.parametrization
+        return schedulers.few_step(schedule, parametrization, plan, self.gives_sigmas)
+
+    def save(self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path) -> None:
+        student = copy.copy(teacher.pipeline)
+        student.register_modules(
+            **self.student_networks(generator.backbone.network),
+            scheduler=self.few_step_scheduler(generator, plan),
+        )
+        student.save_pretrained(folder)
+
+    def student_networks(self, network: nn.Module) -> dict[str, nn.Module]:
+        """The pipeline's components that a student replaces."""
+        return {self.component: network}
+
+    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
+        return {"prompt": list(prompts), **self.size_call(teacher), **self.student_call}
+
+    def size_call(self, teacher: Teacher) -> dict[str, Any]:
+        """The arguments that ask the pipeline for samples of this teacher's shape."""
+        height, width = self.pixel_size(teacher)
+        return {"height": height, "width": width}
+
+    def pixel_size(self, teacher: Teacher) -> tuple[int, int]:
+        """Height and width of a decoded sample, in pixels."""
+        factor = spatial_factor(teacher.pipeline)
+        height, width = teacher.sample_shape[-2:]
+        return height * factor, width * factor
+
+    def decode(self, teacher: Teacher, x0: Tensor) -> Tensor:
+        return decode(teacher.pipeline.vae, x0)
+
+    def encode_images(self, teacher: Teacher, pixels: Tensor) -> Tensor:
+        return encode(teacher.pipeline.vae, pixels)
+
+
+def spatial_factor(pipeline: Any) -> int:
+    """Pixels a latent, along height or width."""
+    for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor"):
+        if hasattr(pipeline, name):
+            return int(getattr(pipeline, name))
+    return int(2 ** (len(pipeline.vae.config.block_out_channels) - 1))
+
+
+def latent_size(pipeline: Any, options: LoadOptions, default: int) -> tuple[int, int]:
+    """(height, width) in latents: the pixels asked for, or ``default`` latents a side."""
+    factor = spatial_factor(pipeline)
+    height = default if options.height is None else options.height // factor
+    width = default if options.width is None else options.width // factor
+    return height, width
+
+
+def per_channel(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(shift, scale) with x0 = (latent - shift) scale, from the autoencoder's config."""
+    config = vae.config
+    shape = (1, -1, *([1] * (like.ndim - 2)))
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    factor = config.get("scaling_factor") or 1.0
+    if mean is not None and std is not None:
+        shift = torch.tensor(mean).to(like).reshape(shape)
+        return shift, factor / torch.tensor(std).to(like).reshape(shape)
+    shift = torch.tensor(config.get("shift_factor") or 0.0).to(like)
+    return shift, torch.tensor(factor).to(like)
+
+
+@torch.no_grad()
+def decode(vae: Any, x0: Tensor) -> Tensor:
+    """x0 -> pixels in [-1, 1]."""
+    shift, scale = per_channel(vae, x0)
+    latent = (x0 / scale + shift).to(vae.dtype).to(vae.device)
+    pixels: Tensor = vae.decode(latent, return_dict=False)[0]
+    return pixels.to(x0.dtype)
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] -> x0: the mode of the autoencoder's posterior, scaled."""
+    found = vae.encode(pixels.to(vae.dtype).to(vae.device), return_dict=False)[0]
+    latent = found.mode() if hasattr(found, "mode") else found
+    shift, scale = per_channel(vae, latent.float())
+    x0: Tensor = (latent.float() - shift) * scale
+    return x0
