@@ -45,10 +45,19 @@ class Conditioning(Mapping[str, Tensor]):
         tensors = {k: v.expand(batch_size, *v.shape[1:]) for k, v in self.items()}
         return Conditioning(tensors, batch_size)
 
+    def replace(self, other: Conditioning) -> Conditioning:
+        """With the tensors of ``other`` added, or in place of its own."""
+        return Conditioning({**self._tensors, **other}, self.batch_size)
+
     def where(self, mask: Tensor, other: Conditioning) -> Conditioning:
-        """``self`` where ``mask`` (B,) is true, ``other`` elsewhere: condition dropout."""
-        picked = {}
+        """``self`` where ``mask`` (B,) is true, ``other`` elsewhere: condition dropout.
+
+        What ``other`` does not have, such as an image's size, stays.
+        """
+        picked = dict(self._tensors)
         for name, value in self.items():
+            if name not in other:
+                continue
             keep = mask.to(value.device).reshape(-1, *([1] * (value.ndim - 1)))
             picked[name] = torch.where(keep, value, other[name].to(value.device))
         return Conditioning(picked, self.batch_size)
@@ -74,3 +83,11 @@ class Conditioning(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def padded(rows: Tensor, length: int) -> Tensor:
+    """(B, tokens, *) with zeros behind, or cut, to ``length`` tokens."""
+    missing = length - rows.shape[1]
+    if missing <= 0:
+        return rows[:, :length]
+    return torch.cat([rows, rows.new_zeros(len(rows), missing, *rows.shape[2:])], dim=1)

@@ -249,7 +249,8 @@ class Guided(nn.Module):
     """Classifier-free guidance as a denoiser: null + scale (cond - null); scale 1 is off.
 
     Imagen's form, in x0; guidance is affine, so it is the same in eps, v or flow at fixed x_t, t.
-    ``cond`` and ``null`` run as one batched call. (Ho and Salimans 2022.)
+    ``cond`` and null, which is cond with ``null_cond`` in its place, run as one batched call. (Ho
+    and Salimans 2022.)
     """
 
     def __init__(
@@ -261,7 +262,14 @@ class Guided(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Conditioning, *, features: bool = False
     ) -> Prediction:
-        null = self.null_cond.to(x_t.device).expand(len(x_t))
+        (_, x0_hat), tapped = self.both(x_t, t, cond, features=features)
+        return Prediction(x0_hat, tapped)
+
+    def both(
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, *, features: bool = False
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+        """((x0_hat without guidance, x0_hat under it), features without)."""
+        null = cond.replace(self.null_cond.to(x_t.device).expand(len(x_t)))
         both = Conditioning.cat([cond, null])
         x0_hat, tapped = self.denoiser(
             torch.cat([x_t, x_t]), torch.cat([t, t]), both, features=features
@@ -269,4 +277,4 @@ class Guided(nn.Module):
         x0_cond, x0_null = x0_hat.chunk(2)
         scale = torch.as_tensor(self.guidance_scale).expand(len(x_t))
         x0_hat = x0_null + expand_like(scale, x_t) * (x0_cond - x0_null)
-        return Prediction(x0_hat, tuple(f[: len(x_t)] for f in tapped))
+        return (x0_cond, x0_hat), tuple(f[: len(x_t)] for f in tapped)

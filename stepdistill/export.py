@@ -33,7 +33,7 @@ HALF_TOLERANCE = 0.1
 
 # Runs alone: only diffusers and what it needs, in a process where stepdistill cannot be imported.
 _FRESH_PROCESS = """
-import pickle, sys
+import copy, pickle, sys
 sys.modules["stepdistill"] = None
 import numpy, torch
 from diffusers import DiffusionPipeline
@@ -43,7 +43,8 @@ pipeline.set_progress_bar_config(disable=True)
 def sample(steps):
     torch.manual_seed(0)
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    found = pipeline(num_inference_steps=steps, generator=generators, return_dict=False, **call)[0]
+    given = copy.deepcopy(call)  # Z-Image's pipeline writes into the list of prompts
+    found = pipeline(num_inference_steps=steps, generator=generators, return_dict=False, **given)[0]
     return numpy.asarray(torch.as_tensor(found).float())
 numpy.save(output, numpy.stack([sample(steps) for steps in counts]))
 """

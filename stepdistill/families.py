@@ -20,8 +20,20 @@ GUIDE = 'CONTRIBUTING.md, section "A model family", says how to write an adapter
 
 # pipeline class -> module in backbones/ and class there
 BUILT_IN = {
+    "CogVideoXPipeline": ("cogvideox", "CogVideoX"),
     "ConsistencyModelPipeline": ("pixel", "EDMPixels"),
+    "DiTPipeline": ("dit", "DiT"),
+    "FluxPipeline": ("flux", "Flux"),
+    "PixArtAlphaPipeline": ("pixart", "PixArtAlpha"),
+    "PixArtSigmaPipeline": ("pixart", "PixArtSigma"),
+    "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "SanaPipeline": ("sana", "Sana"),
+    "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3"),
     "StableDiffusionPipeline": ("sd", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXL"),
+    "WanImageToVideoPipeline": ("wan", "WanImageToVideo"),
+    "WanPipeline": ("wan", "WanTextToVideo"),
+    "ZImagePipeline": ("z_image", "ZImage"),
 }
 
 _registered: dict[str, Family] = {}

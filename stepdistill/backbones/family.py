@@ -100,6 +100,10 @@ class Family(ABC):
             )
         return Guided(teacher.denoiser, guidance_scale, teacher.null_cond)
 
+    def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
+        """The stock pipeline's arguments for ``guidance_scale``, which is 1 where it is off."""
+        return {"guidance_scale": guidance_scale}
+
     def examples(self, teacher: Teacher, count: int) -> list[Any]:
         """``count`` prompts to try a model with."""
         return [EXAMPLES[i % len(EXAMPLES)] for i in range(count)]
@@ -124,10 +128,14 @@ class Family(ABC):
 EXAMPLES = ("a red fox in the snow", "an old lighthouse at dusk", "a bowl of oranges", "a blue car")
 
 
-def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The argument of ``from_pretrained`` that loads weights in ``dtype``: its name has changed."""
+def dtype_argument(dtype: torch.dtype) -> dict[str, Any]:
+    """The argument of ``from_pretrained`` that loads weights in ``dtype``: its name has changed.
+
+    Autoencoders stay in float32: several overflow in half precision.
+    """
     new = Version(diffusers.__version__) >= Version("0.42")
-    return {"dtype" if new else "torch_dtype": dtype}
+    parts = dtype if dtype == torch.float32 else {"default": dtype, "vae": torch.float32}
+    return {"dtype" if new else "torch_dtype": parts}
 
 
 def frozen(module: nn.Module) -> Any:

@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoiser
+from ..errors import UserError
 from ..plans import StepPlan
 from ..teachers import LoadOptions, Teacher
 from . import schedulers
@@ -105,7 +107,21 @@ class LatentFamily(Family):
         return {self.component: network}
 
     def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
-        return {"prompt": list(prompts), **self.size_call(teacher), **self.student_call}
+        sizes = {**self.size_call(teacher), **self.tokens_call(teacher)}
+        return {"prompt": list(prompts), **sizes, **self.student_call}
+
+    def tokens_call(self, teacher: Teacher) -> dict[str, Any]:
+        """The argument that cuts prompts at the length asked for, if one is."""
+        tokens = teacher.options.max_tokens
+        return {} if tokens is None else {"max_sequence_length": tokens}
+
+    def set_timesteps(self, teacher: Teacher, scheduler: Any, steps: int) -> None:
+        """Give ``scheduler`` the grid that the stock pipeline gives it for ``steps`` steps."""
+        given: dict[str, Any] = {"num_inference_steps": steps}
+        if self.gives_sigmas:
+            given = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+        mu = self.mu(teacher.pipeline, teacher.sample_shape)
+        scheduler.set_timesteps(**given, **({} if mu is None else {"mu": mu}))
 
     def size_call(self, teacher: Teacher) -> dict[str, Any]:
         """The arguments that ask the pipeline for samples of this teacher's shape."""
@@ -133,12 +149,52 @@ def spatial_factor(pipeline: Any) -> int:
     return int(2 ** (len(pipeline.vae.config.block_out_channels) - 1))
 
 
-def latent_size(pipeline: Any, options: LoadOptions, default: int) -> tuple[int, int]:
-    """(height, width) in latents: the pixels asked for, or ``default`` latents a side."""
+def latent_size(
+    pipeline: Any, options: LoadOptions, default: int | tuple[int, int]
+) -> tuple[int, int]:
+    """(height, width) in latents: the pixels asked for, or else ``default`` latents."""
     factor = spatial_factor(pipeline)
-    height = default if options.height is None else options.height // factor
-    width = default if options.width is None else options.width // factor
-    return height, width
+    height, width = (default, default) if isinstance(default, int) else default
+    for name in ("height", "width"):
+        if (getattr(options, name) or 0) % (2 * factor):
+            raise UserError(
+                f"{name} must be a multiple of {2 * factor}, got {getattr(options, name)}"
+            )
+    return (
+        height if options.height is None else options.height // factor,
+        width if options.width is None else options.width // factor,
+    )
+
+
+def latent_frames(pipeline: Any, options: LoadOptions, default: int) -> int:
+    """Frames in latents: the first frame alone, then some frames each."""
+    each: int = pipeline.vae_scale_factor_temporal
+    frames = default if options.frames is None else options.frames
+    if frames % each != 1:
+        raise UserError(f"frames must be a multiple of {each} plus 1, got {frames}")
+    return (frames - 1) // each + 1
+
+
+def frames_call(teacher: Teacher, frames: int) -> dict[str, Any]:
+    """The argument that asks the pipeline for as many frames as ``frames`` latents hold."""
+    return {"num_frames": (frames - 1) * teacher.pipeline.vae_scale_factor_temporal + 1}
+
+
+def encoder_device(pipeline: Any) -> torch.device:
+    """Where the text encoder is."""
+    device: torch.device = next(pipeline.text_encoder.parameters()).device
+    return device
+
+
+def log_shift(scheduler: Any, tokens: int) -> float | None:
+    """mu, linear in the number of image tokens, where the scheduler shifts by it (Flux)."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu: float = low + (tokens - few) * (high - low) / (many - few)
+    return mu
 
 
 def per_channel(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ gives the stock scheduler whose default call walks a StepPlan:
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -18,10 +19,21 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 
-from ..denoisers import Parametrization, PredictsEps, PredictsFlow, PredictsV, PredictsX0
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..denoisers import (
+    Denoiser,
+    Denoises,
+    Parametrization,
+    PredictsEps,
+    PredictsFlow,
+    PredictsV,
+    PredictsX0,
+)
 from ..errors import UserError
 from ..plans import StepPlan, ode_move, renoise_move
-from ..schedules import FlowSchedule, Schedule, VPSchedule
+from ..schedules import FlowSchedule, Schedule, VPSchedule, expand_like
 
 PREDICTIONS: dict[str, type[Parametrization]] = {
     "epsilon": PredictsEps,
@@ -56,6 +68,36 @@ def read(scheduler: Any, mu: float | None = None) -> tuple[Schedule, Parametriza
     if prediction == "epsilon" and schedule.knots[-1] == 0:
         raise UserError(f"{name}: eps cannot be predicted at zero terminal SNR, x0 is undefined")
     return schedule, PREDICTIONS[prediction]()
+
+
+@torch.no_grad()
+def walk(
+    denoiser: Denoises,
+    teacher: Denoiser,
+    scheduler: Any,
+    z: Tensor,
+    cond: Conditioning,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> Tensor:
+    """x0 from unit noise ``z`` by the steps of any diffusers scheduler whose timesteps are set.
+
+    ``denoiser`` is ``teacher`` or the teacher under guidance: its x0_hat is handed to the scheduler
+    as the prediction that ``teacher`` makes.
+    """
+    schedule, parametrization = teacher.schedule, teacher.parametrization
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    drawn = {"generator": generator} if takes_generator else {}
+    x = z * getattr(scheduler, "init_noise_sigma", 1.0)
+    for timestep in scheduler.timesteps:
+        x_t = x
+        if hasattr(scheduler, "scale_model_input"):
+            x_t = scheduler.scale_model_input(x, timestep)
+        t = schedule.time_of_timestep(timestep.expand(len(z)))
+        alpha, sigma = (expand_like(a, x_t) for a in schedule(t))
+        x0_hat = denoiser(x_t, t, cond).x0_hat
+        output = parametrization.output(x_t, x0_hat, alpha, sigma)
+        x = scheduler.step(output, timestep, x, return_dict=False, **drawn)[0]
+    return x
 
 
 def few_step(

@@ -88,7 +88,8 @@ def with_guidance_off(unet: nn.Module) -> UNet2DConditionModel:
     assert isinstance(unet, UNet2DConditionModel)
     if unet.config.time_cond_proj_dim is not None:
         return unet
-    config = {**unet.config, "time_cond_proj_dim": GUIDANCE_EMBEDDING}
+    given = {k: v for k, v in unet.config.items() if not k.startswith("_")}
+    config = {**given, "time_cond_proj_dim": GUIDANCE_EMBEDDING}
     with torch.device("meta"):
         student = UNet2DConditionModel.from_config(config)
     like = next(unet.parameters())
