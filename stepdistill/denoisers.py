@@ -179,8 +179,12 @@ class FeatureTap:
 class Backbone(nn.Module, ABC):
     """A native network behind ``forward(x, timestep, cond) -> output``; a family subclasses it.
 
-    ``taps`` are the hooks whose values are returned as features, in order.
+    ``taps`` are the hooks whose values are returned as features, in order. ``unread`` are the names
+    (or their beginnings) of parameters whose effect the network itself throws away, such as the
+    text stream after a last joint block: they cannot be trained.
     """
+
+    unread: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ from .methods.base import Method
 from .metrics.quality import measure
 from .plans import StepPlan
 from .report import write_report
-from .roles import LoRAOptions, Role, merged
+from .roles import LoRAOptions, Role, has_adapters, merged
 from .runs import RunFolder
 from .sampling import NoiseStreams, sample_student, sample_teacher
 from .teachers import Teacher, load_teacher, read_card
@@ -204,8 +204,7 @@ def export_student(
 
 def exportable(role: Role) -> nn.Module:
     """The role's denoiser without adapters, in eval mode; the role itself stays as it is."""
-    has_adapters = len(role.trainable()) < len(list(role.module.parameters()))
-    return merged(role).eval() if has_adapters else role.frozen
+    return merged(role).eval() if has_adapters(role) else role.frozen
 
 
 def _fit(

@@ -98,8 +98,12 @@ class Role:
 
 
 def full(name: str, denoiser: nn.Module) -> Role:
-    """A role with its own copy of all weights."""
+    """A role with its own copy of all weights; those that nothing reads do not learn."""
     module = copy.deepcopy(denoiser).requires_grad_(True).train()
+    if isinstance(module, Denoiser):
+        for parameter_name, parameter in module.backbone.network.named_parameters():
+            if parameter_name.startswith(module.backbone.unread):
+                parameter.requires_grad_(False)
     return Role(name, module)
 
 
@@ -152,8 +156,21 @@ def trainable_role(
     if unknown:
         raise UserError(f"LoRA targets that no layer of the {name} is called: {unknown}")
     targets = list(options.targets) or family_targets
-    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=targets)
+    unread = [x[1:] for x in layers if x[1:].startswith(denoiser.backbone.unread)]
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        target_modules=targets,
+        exclude_modules=unread or None,
+    )
     return lora(name, denoiser, config)
+
+
+def has_adapters(role: Role) -> bool:
+    """Whether the role learns LoRA adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    return any(isinstance(layer, LoraLayer) for layer in role.module.modules())
 
 
 def merged(role: Role) -> nn.Module:

@@ -81,7 +81,7 @@ class Teacher:
 
     def probe(self) -> Conditioning:
         """The conditioning of one sample, to find shapes with."""
-        return self.null_cond if self.null_cond is not None else self.encode(self.examples(1))
+        return self.encode(self.examples(1))
 
     def examples(self, count: int) -> list[Any]:
         """``count`` prompts, or class numbers, to try the model with."""

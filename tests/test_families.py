@@ -21,8 +21,11 @@ from stepdistill import families
 from stepdistill.backbones import schedulers
 from stepdistill.backbones.latent import LatentFamily
 from stepdistill.denoisers import Denoiser
+from stepdistill.draws import Draws
 from stepdistill.errors import StepDistillError
 from stepdistill.export import check, export
+from stepdistill.methods.base import Batch
+from stepdistill.methods.dmd2 import DMD2, DMD2Config
 from stepdistill.plans import StepPlan, ode_move
 from stepdistill.roles import full
 from stepdistill.sampling import NoiseStreams
@@ -152,3 +155,33 @@ def test_the_exported_student_gives_the_trainers_x0(
         assert worst < 1e-4
         with pytest.raises(StepDistillError, match="other samples than the trainer"):
             check(teacher.student(), teacher, plan, tmp_path / "student")
+
+
+def test_a_dmd2_iteration_trains_every_tensor(teacher: Teacher) -> None:
+    """Both losses, with the GAN where the network has a tap: a finite gradient that is not zero in
+    every trainable tensor, none elsewhere, and the teacher's weights as they were."""
+    before = {k: v.clone() for k, v in teacher.denoiser.state_dict().items()}
+    gan = 1e-2 if teacher.denoiser.backbone.taps else 0.0
+    config = DMD2Config(gan_weight=gan, through_all_steps=True, critic_steps=1)
+    method = DMD2.from_teacher(teacher, StepPlan.uniform(2), config)
+    with torch.no_grad():  # a critic that is the teacher gives no gradient
+        for tensor in method.critic.trainable().values():
+            tensor.mul_(1.02)
+    cond = teacher.encode(teacher.examples(8))
+    x0 = torch.randn(8, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    for purpose, roles in method.updates.items():
+        batch = Batch(x0, cond, Draws(0, 1, purpose, range(1)))
+        loss = getattr(method, f"{purpose}_loss")(batch)
+        assert loss.value.isfinite()
+        loss.value.backward()
+        for name in roles:
+            trained = method.roles[name].trainable()
+            assert [k for k, p in trained.items() if p.grad is None] == []
+            assert [k for k, p in trained.items() if not p.grad.isfinite().all()] == []
+            assert [k for k, p in trained.items() if not p.grad.any()] == []
+            for parameter in trained.values():
+                parameter.grad = None
+        for role in method.roles.values():
+            assert all(p.grad is None for p in role.trainable().values())
+    after = teacher.denoiser.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)

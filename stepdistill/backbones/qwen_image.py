@@ -31,6 +31,9 @@ class QwenImageBackbone(Backbone):
     def __init__(self, network: QwenImageTransformer2DModel) -> None:
         super().__init__(network)
         self.tap(network.transformer_blocks[len(network.transformer_blocks) // 2], place=1)
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
+        text = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
+        self.unread = tuple(f"{last}.{name}" for name in text)
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         height, width = x.shape[-2:]

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
-
 from torch import Tensor
 
 from ..conditioning import Conditioning

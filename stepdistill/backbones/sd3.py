@@ -23,6 +23,8 @@ class SD3Backbone(Backbone):
     def __init__(self, network: SD3Transformer2DModel) -> None:
         super().__init__(network)
         self.tap(network.transformer_blocks[len(network.transformer_blocks) // 2], place=1)
+        last = f"transformer_blocks.{len(network.transformer_blocks) - 1}"
+        self.unread = (f"{last}.attn.add_q_proj", f"{last}.attn.norm_added_q")
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         output: Tensor = self.network(
