@@ -62,7 +62,8 @@ class Teacher:
     ``denoiser`` is in eval mode with no trainable weight; it is never prepared or wrapped.
     ``null_cond`` is the conditioning of one unconditional sample, None if the model has none;
     ``num_classes`` is None for a model that is told something else than a class. ``pipeline`` is
-    the stock diffusers pipeline whose network ``denoiser`` calls.
+    the stock diffusers pipeline whose network ``denoiser`` calls, and ``source`` what loads it: a
+    folder's whole path, or a hub id.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Teacher:
     null_cond: Conditioning | None
     num_classes: int | None
     pipeline: Any = None
+    source: str = ""
     options: LoadOptions = LoadOptions()
 
     @torch.no_grad()
@@ -136,7 +138,8 @@ def load_teacher(
             f"{source} could not be loaded, its files look damaged: {first_line(error)}"
         ) from error
     teacher.denoiser.to(device)
-    return replace(teacher, name=str(source))
+    hub = folder != Path(source) and str(source) not in built_in_worlds()
+    return replace(teacher, name=str(source), source=str(source) if hub else str(folder.resolve()))
 
 
 def read_model_index(folder: Path) -> dict[str, Any]:

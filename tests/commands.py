@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,15 +27,16 @@ def run(*arguments: object) -> int:
 def check_exports_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the script of export's fresh process in this one, still without stepdistill."""
 
-    def fake(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def fake(command: Sequence[str], cwd: Path, **_: Any) -> subprocess.CompletedProcess[str]:
         assert command[:2] == [sys.executable, "-c"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["-c", command[3]])
+            patch.chdir(cwd)
             patch.setitem(sys.modules, "stepdistill", None)
             exec(command[2], {"__name__": "__main__"})
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    module = importlib.import_module("stepdistill.export")
+    module = importlib.import_module("stepdistill.selfcheck")
     monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=fake))
 
 

@@ -22,7 +22,7 @@ from stepdistill.backbones.pixel import EDMPixels
 from stepdistill.denoisers import Denoiser
 from stepdistill.distil import exportable
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.export import check, export, to_pixels
+from stepdistill.export import export
 from stepdistill.plans import StepPlan, ode_move
 from stepdistill.roles import LoRAOptions, trainable_role
 from stepdistill.sampling import NoiseStreams, sample_student
@@ -33,7 +33,7 @@ SEEDS = (7, 3, 11, 2**40)
 LABELS = [0, 9, 4, 4]
 TOLERANCE = 1e-5  # of pixels in [0, 1]
 CARD = {"method": "none", "teacher": "tiny"}
-export_module = importlib.import_module("stepdistill.export")
+selfcheck = importlib.import_module("stepdistill.selfcheck")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,11 @@ def loud(teacher: Teacher) -> Denoiser:
         for parameter in generator.backbone.network.conv_out.parameters():
             parameter.mul_(20)
     return generator
+
+
+def to_pixels(x0: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clamped."""
+    return (x0 / 2 + 0.5).clamp(0, 1)
 
 
 def stock(folder: Path, steps: int, seeds: Sequence[int], labels: list[int] | None) -> Tensor:
@@ -189,7 +194,7 @@ def test_a_failed_export_keeps_the_earlier_student(
 
     def fails(error: Exception) -> None:
         def save(*_: object) -> None:
-            folder.with_name("student.partial").mkdir()
+            folder.with_name("student.partial").mkdir(exist_ok=True)
             raise error
 
         with monkeypatch.context() as patch:
@@ -201,7 +206,7 @@ def test_a_failed_export_keeps_the_earlier_student(
     for error in (OSError("full"), SafetensorError("full"), KeyError("a bug")):
         fails(error)
     with monkeypatch.context() as patch:
-        patch.setattr(export_module, "TOLERANCE", -1.0)
+        patch.setattr(selfcheck, "TOLERANCE", -1.0)
         with pytest.raises(StepDistillError, match="other samples than the trainer"):
             export(teacher.student(), teacher, StepPlan(), folder, CARD)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -237,10 +242,9 @@ def test_nothing_of_ours_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     1e-5; and such a process fails to import it indeed."""
     teacher = tiny_teacher(tmp_path / "teacher")
     generator, plan = loud(teacher), StepPlan.uniform(4)
-    monkeypatch.setattr(export_module, "TOLERANCE", TOLERANCE)
-    export(generator, teacher, plan, tmp_path / "student", CARD)
-    assert check(generator, teacher, plan, tmp_path / "student") < TOLERANCE
-    first_lines = export_module._FRESH_PROCESS.partition("import numpy")[0]
+    monkeypatch.setattr(selfcheck, "TOLERANCE", TOLERANCE)
+    assert export(generator, teacher, plan, tmp_path / "student", CARD) < TOLERANCE
+    first_lines = selfcheck._BEFORE.partition("import numpy")[0]
     command = [sys.executable, "-c", first_lines + "import stepdistill.plans"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

@@ -7,6 +7,7 @@ student gives the trainer's x0.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ from stepdistill.backbones import schedulers
 from stepdistill.backbones.latent import LatentFamily
 from stepdistill.denoisers import Denoiser
 from stepdistill.draws import Draws
-from stepdistill.errors import StepDistillError
-from stepdistill.export import check, export
+from stepdistill.errors import StepDistillError, UserError
+from stepdistill.export import export, export_lora
+from stepdistill.lora_files import KOHYA
 from stepdistill.methods.base import Batch
 from stepdistill.methods.dmd2 import DMD2, DMD2Config
+from stepdistill.model_cards import loading_code
 from stepdistill.plans import StepPlan, ode_move
-from stepdistill.roles import full
+from stepdistill.roles import LoRAOptions, full, trainable_role
 from stepdistill.sampling import NoiseStreams
 from stepdistill.schedules import VPSchedule
+from stepdistill.selfcheck import check
 from stepdistill.solvers import ddim_step, sample
 from stepdistill.teachers import LoadOptions, Teacher
 
@@ -149,12 +153,12 @@ def test_the_exported_student_gives_the_trainers_x0(
         for parameter in generator.parameters():
             parameter.mul_(1.1)
     for name, plan in plans(teacher).items():
-        export(generator, teacher, plan, tmp_path / "student")
-        worst = check(generator, teacher, plan, tmp_path / "student")
+        worst = export(generator, teacher, plan, tmp_path / "student")
         print("WORST", teacher.name, name, f"{worst:.1e}")
         assert worst < 1e-4
+        code, call = loading_code(teacher.options), teacher.family.call
         with pytest.raises(StepDistillError, match="other samples than the trainer"):
-            check(teacher.student(), teacher, plan, tmp_path / "student")
+            check(teacher.student(), teacher, plan, tmp_path / "student", code, call)
 
 
 def test_a_dmd2_iteration_trains_every_tensor(teacher: Teacher) -> None:
@@ -185,3 +189,66 @@ def test_a_dmd2_iteration_trains_every_tensor(teacher: Teacher) -> None:
             assert all(p.grad is None for p in role.trainable().values())
     after = teacher.denoiser.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+WITHOUT_LORA = ("pixart-alpha", "pixart-sigma", "dit")  # their stock pipelines load none
+
+
+def test_the_exported_lora_loads_fuses_and_equals_the_trainers_x0(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters over the teacher's own weights, through load_lora_weights, as the card's code does;
+    fused they give the same, and the teacher is as it was."""
+    check_exports_here(monkeypatch)
+    teacher.pipeline.save_pretrained(tmp_path / "teacher")
+    teacher = replace(teacher, source=str(tmp_path / "teacher"))
+    options = LoRAOptions(rank=2, alpha=3.0)
+    role = trainable_role("generator", teacher.student(), options, teacher.lora_targets)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in role.trainable().values():
+            parameter.normal_(std=0.2, generator=generator)
+    assert isinstance(role.frozen, Denoiser)
+    plan, folder = StepPlan.uniform(4), tmp_path / "lora"
+    if teacher.name in WITHOUT_LORA:
+        with pytest.raises(UserError, match="cannot load LoRA weights: export the student whole"):
+            export_lora(role.frozen, teacher, plan, folder)
+        return
+    worst = export_lora(role.frozen, teacher, plan, folder)
+    print("WORST", teacher.name, f"{worst:.1e}")
+    assert worst < 1e-4
+
+    pipeline = run_card(folder, monkeypatch)["pipeline"]
+    call = {**teacher.family.call(teacher, teacher.examples(2)), "output_type": "latent"}
+    unguided = {**call, **teacher.family.guidance_call(teacher, 1.0)}
+
+    def sampled() -> Tensor:
+        torch.manual_seed(0)
+        seeds = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        given = copy.deepcopy(unguided)
+        return pipeline(num_inference_steps=4, generator=seeds, return_dict=False, **given)[0]
+
+    loaded = sampled()
+    pipeline.fuse_lora(components=list(pipeline.get_list_adapters()))
+    pipeline.unload_lora_weights()
+    assert relative(sampled(), loaded) < 1e-4
+    fused = sampled()
+    pipeline = run_card(folder, monkeypatch)["pipeline"]
+    pipeline.unload_lora_weights()
+    assert relative(sampled(), fused) > 0.01
+    if (folder / KOHYA).exists():
+        pipeline.load_lora_weights(folder, weight_name=KOHYA)
+        assert relative(sampled(), loaded) < 1e-4
+    assert (folder / KOHYA).exists() == (teacher.name in ("sd15", "sd21", "sdxl"))
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that the model card's code makes, up to its call."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    loading = code.split("samples = ")[0].split("from PIL")[0]
+    names: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        exec(loading, names)
+    names["pipeline"].set_progress_bar_config(disable=True)
+    return names

@@ -77,6 +77,18 @@ class Family(ABC):
     def save(self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path) -> None:
         """Write a stock pipeline folder whose call with ``plan.steps`` steps follows ``plan``."""
 
+    def save_lora(
+        self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path
+    ) -> dict[str, dict[str, Any]]:
+        """Write the adapters and ``scheduler/``: {file: arguments of load_lora_weights for it}.
+
+        UserError for a family whose stock pipeline loads no LoRA.
+        """
+        raise UserError(
+            f"{self.card.pipeline} cannot load LoRA weights: export the student whole, which has "
+            "them merged"
+        )
+
     @abstractmethod
     def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
         """The arguments with which the stock pipeline samples a student, but for steps and seed."""
@@ -128,14 +140,18 @@ class Family(ABC):
 EXAMPLES = ("a red fox in the snow", "an old lighthouse at dusk", "a bowl of oranges", "a blue car")
 
 
+def dtype_keyword() -> str:
+    """What ``from_pretrained`` calls the dtype of the weights, which has changed."""
+    return "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+
+
 def dtype_argument(dtype: torch.dtype) -> dict[str, Any]:
-    """The argument of ``from_pretrained`` that loads weights in ``dtype``: its name has changed.
+    """The argument of ``from_pretrained`` that loads weights in ``dtype``.
 
     Autoencoders stay in float32: several overflow in half precision.
     """
-    new = Version(diffusers.__version__) >= Version("0.42")
     parts = dtype if dtype == torch.float32 else {"default": dtype, "vae": torch.float32}
-    return {"dtype" if new else "torch_dtype": parts}
+    return {dtype_keyword(): parts}
 
 
 def frozen(module: nn.Module) -> Any:

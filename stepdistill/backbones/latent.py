@@ -17,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from .. import lora_files
 from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoiser
 from ..errors import UserError
@@ -101,6 +102,18 @@ class LatentFamily(Family):
             scheduler=self.few_step_scheduler(generator, plan),
         )
         student.save_pretrained(folder)
+
+    def save_lora(
+        self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path
+    ) -> dict[str, dict[str, Any]]:
+        if not hasattr(teacher.pipeline, "save_lora_weights"):
+            return super().save_lora(generator, teacher, plan, folder)
+        self.few_step_scheduler(generator, plan).save_pretrained(folder / "scheduler")
+        path = folder / lora_files.WEIGHTS
+        lora_files.save_diffusers(
+            teacher.pipeline, self.component, generator.backbone.network, path
+        )
+        return {path.name: {}}
 
     def student_networks(self, network: nn.Module) -> dict[str, nn.Module]:
         """The pipeline's components that a student replaces."""

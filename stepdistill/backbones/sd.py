@@ -7,14 +7,17 @@ arXiv:2305.08891): both are read from the scheduler's config.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from .. import lora_files
 from ..conditioning import Conditioning
-from ..denoisers import Backbone
+from ..denoisers import Backbone, Denoiser
+from ..plans import StepPlan
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily, latent_size
@@ -74,6 +77,13 @@ class StableDiffusion(LatentFamily):
 
     def null(self, teacher: Teacher) -> Conditioning:
         return self.encode(teacher, [""])
+
+    def save_lora(
+        self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path
+    ) -> dict[str, dict[str, Any]]:
+        files = super().save_lora(generator, teacher, plan, folder)
+        lora_files.save_kohya(generator.backbone.network, folder / lora_files.KOHYA)
+        return files
 
     def student_networks(self, network: nn.Module) -> dict[str, nn.Module]:
         return {"unet": with_guidance_off(network)}

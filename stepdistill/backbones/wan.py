@@ -7,6 +7,7 @@ are one network here: each sample goes to the expert of its time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from diffusers import WanTransformer3DModel
 from PIL import Image
 from torch import Tensor, nn
 
+from .. import lora_files
 from ..conditioning import Conditioning
-from ..denoisers import Backbone
+from ..denoisers import Backbone, Denoiser
 from ..errors import UserError
+from ..plans import StepPlan
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily, encoder_device, frames_call, latent_frames, latent_size
@@ -105,6 +108,19 @@ class WanTextToVideo(LatentFamily):
         if isinstance(network, Experts):
             return {"transformer": network.high, "transformer_2": network.low}
         return super().student_networks(network)
+
+    def save_lora(
+        self, generator: Denoiser, teacher: Teacher, plan: StepPlan, folder: Path
+    ) -> dict[str, dict[str, Any]]:
+        """One file for each expert, the second loaded into ``transformer_2``."""
+        network = generator.backbone.network
+        if not isinstance(network, Experts):
+            return super().save_lora(generator, teacher, plan, folder)
+        self.few_step_scheduler(generator, plan).save_pretrained(folder / "scheduler")
+        files = {f"{name}.safetensors": getattr(network, name) for name in ("high", "low")}
+        for file, expert in files.items():
+            lora_files.save_diffusers(teacher.pipeline, self.component, expert, folder / file)
+        return {"high.safetensors": {}, "low.safetensors": {"load_into_transformer_2": True}}
 
     def sample_shape(self, pipeline: Any, options: LoadOptions) -> tuple[int, ...]:
         factor = pipeline.vae_scale_factor_spatial
