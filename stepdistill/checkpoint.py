@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from .ema import EMA
 from .errors import StepDistillError, UserError
+from .files import differences, flush
 from .roles import Role
 
 WEIGHTS, INDEX = "state.safetensors", "state.json"
@@ -65,9 +66,9 @@ class Checkpoint:
             text = json.dumps({**index, "settings": self.settings}, indent=1, sort_keys=True)
             (partial / INDEX).write_text(text)
             for path in (partial / WEIGHTS, partial / INDEX, partial):
-                _flush(path)
+                flush(path)
             os.replace(partial, final)
-            _flush(folder)
+            flush(folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise StepDistillError(
@@ -80,7 +81,7 @@ class Checkpoint:
         """Restore in place; (iteration, logs). UserError for another run's or a damaged one."""
         index = read_index(path)
         if index["settings"] != self.settings:
-            changed = _differences(index["settings"], self.settings)
+            changed = differences(index["settings"], self.settings)
             raise UserError(
                 f"{path} was made with other settings ({changed}): give the same settings, or "
                 "another --output"
@@ -89,7 +90,7 @@ class Checkpoint:
         live = self._weights()
         stored = {k: v for k, v in tensors.items() if not k.startswith("optimizer/")}
         if _kinds(stored) != _kinds(live):
-            changed = _differences(_kinds(stored), _kinds(live))
+            changed = differences(_kinds(stored), _kinds(live))
             raise UserError(f"{path} is of other networks ({changed}): give another --output")
         for key, tensor in live.items():
             tensor.copy_(stored[key])
@@ -184,29 +185,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {key: f"{value.dtype} {tuple(value.shape)}" for key, value in tensors.items()}
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first few keys whose values differ, nested ones dotted."""
-    old, new = _flat(old), _flat(new)
-    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    listed = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys[:5]]
-    return "; ".join(listed + [f"and {len(keys) - 5} more"] * (len(keys) > 5))
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        inner = _flat(value) if isinstance(value, dict) else {"": value}
-        flat |= {f"{key}.{k}".rstrip("."): v for k, v in inner.items()}
-    return flat

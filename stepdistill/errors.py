@@ -19,3 +19,8 @@ class NonFiniteError(StepDistillError):
     """A NaN or Inf in a loss or a gradient: names the step, the term and the role."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says went wrong: they go on for long."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

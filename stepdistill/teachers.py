@@ -16,6 +16,7 @@ from .backbones.family import Family
 from .conditioning import Conditioning
 from .denoisers import Denoiser, Denoises
 from .errors import UserError
+from .errors import first_line as first_line
 from .plans import StepPlan
 
 WORLDS = Path(__file__).parent / "worlds"
@@ -154,11 +155,6 @@ def read_model_index(folder: Path) -> dict[str, Any]:
 def read_card(folder: Path) -> dict[str, Any]:
     """What stepdistill wrote beside the weights; {} if the folder is not ours."""
     return _read_object(folder / CARD) if (folder / CARD).exists() else {}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what a library says went wrong: they go on for long."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

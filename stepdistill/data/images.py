@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -102,7 +105,7 @@ def load_image_folder(
     good, skipped = [], []
     for file in files:
         try:
-            _decoded(file)
+            decoded(file, file)
             good.append(file)
         except CorruptImageError:
             if not skip_corrupt:
@@ -122,7 +125,7 @@ def load_image_folder(
 def read_image(file: Path, shape: tuple[int, ...]) -> Tensor:
     """(C, H, W) in [-1, 1], resized with Lanczos if its size differs. UserError names the file."""
     channels, height, width = shape
-    image = _decoded(file).convert("L" if channels == 1 else "RGB")
+    image = decoded(file, file).convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))
@@ -133,18 +136,24 @@ class CorruptImageError(UserError):
     """An image file that cannot be decoded, named."""
 
 
-def _decoded(file: Path) -> Image.Image:
+def decoded(file: Path | IO[bytes], name: object) -> Image.Image:
     """The image, 16-bit greys as 8-bit ones: PIL's own conversion would cut them off at white."""
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            image: Image.Image = opened
+    with readable(name), Image.open(file) as opened:
+        opened.load()
+        image: Image.Image = opened
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         return image
+
+
+@contextlib.contextmanager
+def readable(name: object) -> Iterator[None]:
+    """What PIL raises for a damaged file, as a CorruptImageError that names it."""
+    try:
+        yield
     except UNREADABLE as error:
         raise CorruptImageError(
-            f"{file} is not a readable image ({error}): remove it, or give --skip_corrupt"
+            f"{name} is not a readable image ({error}): remove it, or give --skip_corrupt"
         ) from error
 
 
