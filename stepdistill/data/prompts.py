@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import UserError
-from .tables import Table, open_table
+from .tables import Table, choose_column, open_table, text_of
 
 
 class PromptCount(NamedTuple):
@@ -43,7 +43,8 @@ class Prompts:
         """With "" for what is left out."""
         kept = 0
         for number, values in self.table.read([self.column]):
-            text = "" if values is None else self.table.text(number, self.column, values[0])
+            where = f"{self.table.place}, {self.table.unit} {number}"
+            text = "" if values is None else text_of(values[0], self.column, where)
             kept += bool(text)
             yield text
             if kept == self.limit:
@@ -62,7 +63,7 @@ def read_prompts(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}")
     table = open_table(source, split, streaming=limit is not None)
-    prompts = Prompts(table, table.column(column), limit)
+    prompts = Prompts(table, choose_column(table.place, table.columns, column), limit)
     if next(iter(prompts), None) is None:
         raise UserError(f"{source} holds no prompt: all of it is empty")
     return prompts

@@ -27,24 +27,25 @@ class Table:
     unit: str
     read: Callable[[Sequence[str]], Iterator[Row]]
 
-    def column(self, asked: str | None, defaults: Sequence[str] = TEXT_COLUMNS) -> str:
-        """The column ``asked`` for, else the first of ``defaults``; UserError lists them all."""
-        there = f"{self.place} has the columns {', '.join(self.columns)}"
-        if asked is not None and asked not in self.columns:
-            raise UserError(f"{there}, and no {asked}: name one of them")
-        found = [asked] if asked else [name for name in defaults if name in self.columns]
-        if not found:
-            raise UserError(f"{there}, and none of {', '.join(defaults)}: name one of them")
-        return found[0]
 
-    def text(self, number: int, column: str, value: object) -> str:
-        """``value`` without white space around it, "" for null; UserError if it is no text."""
-        if value is not None and not isinstance(value, str):
-            kind = type(value).__name__
-            raise UserError(
-                f"{self.place}, {self.unit} {number}: {column} must be text, and is a {kind}"
-            )
-        return (value or "").strip()
+def choose_column(
+    place: str, columns: Sequence[str], asked: str | None, defaults: Sequence[str] = TEXT_COLUMNS
+) -> str:
+    """The column ``asked`` for, else the first of ``defaults``; UserError lists them all."""
+    there = f"{place} has the columns {', '.join(columns)}"
+    if asked is not None and asked not in columns:
+        raise UserError(f"{there}, and no {asked}: name one of them")
+    found = [asked] if asked else [name for name in defaults if name in columns]
+    if not found:
+        raise UserError(f"{there}, and none of {', '.join(defaults)}: name one of them")
+    return found[0]
+
+
+def text_of(value: object, column: str, where: str) -> str:
+    """``value`` without white space around it, "" for null; UserError if it is no text."""
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: {column} must be text, and is a {type(value).__name__}")
+    return (value or "").strip()
 
 
 def open_table(source: str, split: str = "train", streaming: bool = False) -> Table:
