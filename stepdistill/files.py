@@ -1,11 +1,14 @@
-"""Files that are whole or not there: what checkpoints and precomputed shards are written with."""
+"""What checkpoints and precomputed shards are written with: flushing, a lock, and comparing."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from .errors import UserError
 
 
 def flush(path: Path) -> None:
@@ -15,6 +18,23 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hold(lock: Path) -> IO[str]:
+    """Hold a lock file until it is closed, and make its folder; UserError if another holds it."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise UserError(f"cannot make the folder {lock.parent}: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{lock.parent} is in use by another process: wait for it, or give another folder"
+        ) from error
+    return file
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
