@@ -63,7 +63,8 @@ def test_groups_take_turns_by_their_sizes() -> None:
         share = [epoch * len(members) // 4 for members in GROUPS]
         so_far = group_of[: sum(share)]
         assert [so_far.count(g) for g in range(3)] == share
-    # mixed within an epoch: a group does not have all its turns at once
+    # mixed within an epoch, each time otherwise: a group does not have all its turns at once
+    assert group_of[: sum(len(members) for members in GROUPS)] != group_of[57:114]  # 4 epochs each
     first = group_of[: sum(8 * len(members) // 4 for members in GROUPS)]
     changes = sum(a != b for a, b in pairwise(first))
     assert changes > len(first) / 4

@@ -131,7 +131,9 @@ def test_prompts_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert x0 is None
     assert cond["text"][:, 0].tolist() == [7, 2]
     assert data.texts([7]) == ["prompt 7"]
+    before = (tmp_path / "out" / "index.json").stat().st_mtime_ns
     from_prompts(source, tmp_path / "out", lambda t: 1 / 0)
+    assert (tmp_path / "out" / "index.json").stat().st_mtime_ns == before
 
 
 def test_other_inputs_than_before(tmp_path: Path) -> None:
@@ -144,6 +146,13 @@ def test_other_inputs_than_before(tmp_path: Path) -> None:
             continue
         with pytest.raises(UserError, match=f"made from 5 inputs, and there are {count} now"):
             from_prompts(source, tmp_path / "out", lambda _: torch.zeros(1))
+
+
+def test_a_batch_size_of_zero(tmp_path: Path) -> None:
+    """It would go on for ever."""
+    (tmp_path / "p.txt").write_text("text")
+    with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
+        from_prompts(tmp_path / "p.txt", tmp_path / "out", lambda _: torch.zeros(1), 0)
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

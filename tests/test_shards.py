@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from run_tiny import Tiny, build, go, history, same, state
 from safetensors import SafetensorError
 
 from stepdistill.data import shard_writer
@@ -380,6 +381,30 @@ def test_workers_read_the_same_batches(tmp_path: Path) -> None:
         for micro in iteration:
             assert micro.x0 is not None
             assert torch.equal(micro.x0[:, 0, 0, 0].long(), micro.cond["label"])
+
+
+def test_a_training_on_shards_is_that_on_tensors(tmp_path: Path) -> None:
+    """Losses, weights and moments to the last bit: the order and the samples are the same."""
+    method, tensors = build(Tiny())
+    assert tensors.x0 is not None
+    with ShardWriter(tmp_path / "shards", {}, 7) as writer:
+        for x0, label in zip(tensors.x0, tensors.cond["class_labels"], strict=True):
+            writer.add({"x0": x0, "cond.class_labels": label})
+        writer.finish()
+    go(method, tensors, tmp_path / "tensors", max_steps=9)
+    go(build(Tiny())[0], load_shards(tmp_path / "shards"), tmp_path / "run", max_steps=9)
+    assert history(tmp_path / "run") == history(tmp_path / "tensors")
+    assert same(state(tmp_path / "run"), state(tmp_path / "tensors"))
+
+
+def test_a_buffer_that_is_used_again(tmp_path: Path) -> None:
+    """What was added stays as it was."""
+    buffer = torch.zeros(2)
+    with ShardWriter(tmp_path, {}) as writer:
+        for i in range(3):
+            writer.add({"x0": buffer.fill_(i)})
+        writer.finish()
+    assert load_shards(tmp_path).fetch_named([0, 1, 2], ["x0"])["x0"][:, 0].tolist() == [0, 1, 2]
 
 
 def test_the_index_is_readable(tmp_path: Path) -> None:

@@ -114,8 +114,6 @@ class GroupedOrder:
     def _turns(self) -> Iterator[tuple[int, int]]:
         """For each iteration its group, and how many batches that has had before."""
         epoch = self.first * self.cut.batch_size // sum(map(len, self.groups))
-        while sum(self._batches(epoch + 1)) <= self.first:
-            epoch += 1
         iteration = sum(self._batches(epoch))
         while iteration < self.last:
             turns = self._batches(epoch)

@@ -85,6 +85,8 @@ class ShardWriter:
         No batch goes over an end of ``ends`` (the groups of one shape) or of a shard, so that a
         resumed run makes the same batches: a network's last bits depend on them.
         """
+        if size < 1:
+            raise UserError(f"batch_size must be at least 1, got {size}")
         for end in ends:
             while self.position < end:
                 room = self.shard_size - len(self._samples)
@@ -182,7 +184,7 @@ class ShardWriter:
         self.shards.append(shard)
 
     def _go_on(self) -> None:
-        """Find the whole shards of an earlier writing, and clear the torn one."""
+        """Find the whole shards of an earlier writing; a torn file is written over."""
         names = [path.name for path in self.folder.iterdir()]
         if INDEX in names:
             index = read_index(self.folder)
@@ -204,9 +206,6 @@ class ShardWriter:
             self._take(describe_shard(self.folder / name))
             self.position = header["inputs"]
             self.left_out += header["left_out"]
-        for name in names:
-            if name.endswith(PARTIAL):
-                (self.folder / name).unlink()
 
     def _check_ours(self) -> None:
         """UserError if the folder holds something else; nothing is put beside it."""
