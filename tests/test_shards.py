@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import pickle
 import signal
 import time
@@ -395,6 +396,28 @@ def test_a_training_on_shards_is_that_on_tensors(tmp_path: Path) -> None:
     go(build(Tiny())[0], load_shards(tmp_path / "shards"), tmp_path / "run", max_steps=9)
     assert history(tmp_path / "run") == history(tmp_path / "tensors")
     assert same(state(tmp_path / "run"), state(tmp_path / "tensors"))
+
+
+def test_a_shard_is_on_the_disk_before_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves no file of its final name with holes in it: flush, rename, flush."""
+    done: list[str] = []
+    replaced = os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        done.append(f"rename {new.name}")
+        replaced(old, new)
+
+    monkeypatch.setattr(shard_writer, "flush", lambda path: done.append(f"flush {path.name}"))
+    monkeypatch.setattr(os, "replace", replace)
+    with ShardWriter(tmp_path / "out", {}) as writer:
+        writer.add(sample(0))
+        writer.finish()
+    names = ("00000.safetensors", "index.json")
+    assert done == [
+        step for n in names for step in (f"flush {n}.partial", f"rename {n}", "flush out")
+    ]
 
 
 def test_a_buffer_that_is_used_again(tmp_path: Path) -> None:
