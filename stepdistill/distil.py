@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from . import checkpoint, presets
 from .conditioning import Conditioning
@@ -19,8 +21,9 @@ from .config import Settings, parse, write_yaml
 from .data import Data, TensorData
 from .data.digits import digits, digits_data
 from .data.images import ImageFolder, load_image_folder
+from .data.prompts import read_prompts
 from .errors import UserError
-from .export import claim, export
+from .export import claim, export, export_lora
 from .fit import FitConfig, FitResult, fit
 from .grids import save_grid
 from .methods import METHODS
@@ -31,7 +34,10 @@ from .report import write_report
 from .roles import LoRAOptions, Role, has_adapters, merged
 from .runs import RunFolder
 from .sampling import NoiseStreams, sample_student, sample_teacher
-from .teachers import Teacher, load_teacher, read_card
+from .teachers import LoadOptions, Teacher, load_teacher, read_card
+
+ENCODED_AT_ONCE = 16  # prompts in a call of the text encoders
+MOST_COLUMNS, TEXT_COLUMNS = 10, 4  # of a grid, by class and by prompt
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,26 @@ class DistilOptions:
         output: the run folder; the student lies in its student folder
         data: "digits" or a folder of images, by class in sub-folders; default: the built-in
             teacher's own, or none for a method that needs none
+        prompts: of a teacher that is told by text: a .txt, .jsonl, .csv or .parquet file, or the
+            name of a data set
         steps: network calls a sample of the student
         times: the student's times instead, falling, in (0, 1]; default: evenly spaced from 1
         resume: go on from the newest checkpoint in output; false starts over in an empty folder
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         evaluate_samples: samples a measurement during training, on built-in data
+        export: what is written at the end: a whole pipeline "folder", a "lora", or "both"
     """
 
     teacher: str
     output: str
     data: str = ""
+    prompts: str = ""
     steps: int = 1
     times: tuple[float, ...] = ()
     resume: bool = True
     skip_corrupt: bool = False
     evaluate_samples: int = 2_000
+    export: Literal["folder", "lora", "both"] = "folder"
 
     def __post_init__(self) -> None:
         for name in ("steps", "evaluate_samples"):
@@ -68,7 +79,7 @@ class DistilOptions:
 def read_settings(name: str, arguments: Sequence[str] | None) -> Settings:
     """Options of ``train NAME``; the presets of a built-in teacher are their defaults."""
     program, flat = f"stepdistill train {name}", (DistilOptions, FitConfig)
-    nested = {"method": METHODS[name].Config, "lora": LoRAOptions}
+    nested = {"load": LoadOptions, "method": METHODS[name].Config, "lora": LoRAOptions}
     note = presets.described(name)
     settings = parse(program, flat, nested, arguments, note=note)
     preset = presets.of(settings.get(DistilOptions).teacher, name)
@@ -85,7 +96,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         log_with="tensorboard" if with_tracker else None,
         project_dir=options.output if with_tracker else None,
     )
-    teacher = load_teacher(options.teacher, accelerator.device)
+    teacher = load_teacher(options.teacher, accelerator.device, settings.get(LoadOptions))
     method = build_method(name, settings, teacher)
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
@@ -95,16 +106,33 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
             _open(run, name, settings, data)
         result = _fit(name, method, data, run, settings, accelerator, teacher)
         if accelerator.is_main_process and not result.interrupted:
-            if read_card(run.student).get("iteration") != result.iteration:
-                with result.ema.applied():
-                    export_student(name, method, teacher, run.student, result.iteration)
-            print(f"student: {run.student}\npage:    {write_report(run.path)}")
+            with result.ema.applied():
+                exported = _export(name, method, teacher, run, settings, result.iteration)
+            print("\n".join(f"student: {folder}" for folder in exported))
+            print(f"page:    {write_report(run.path)}")
     if result.interrupted and accelerator.is_main_process:
         print(
             f"stopped at iteration {result.iteration}, which is saved: the same command goes on",
             file=sys.stderr,
         )
     return result
+
+
+def _export(
+    name: str, method: Method, teacher: Teacher, run: RunFolder, settings: Settings, iteration: int
+) -> list[Path]:
+    """Write what ``export`` asks for, unless it is there; the folders."""
+    wanted = settings.get(DistilOptions).export
+    written = []
+    for kind, folder, write in (
+        ("folder", run.student, export_student),
+        ("lora", run.lora, export_adapters),
+    ):
+        if wanted in (kind, "both"):
+            if read_card(folder).get("iteration") != iteration:
+                write(name, method, teacher, folder, iteration)
+            written.append(folder)
+    return written
 
 
 def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
@@ -124,7 +152,8 @@ def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
     if name not in METHODS:
         raise UserError(f"{run} is not a run of stepdistill train: its checkpoints name no method")
     settings = read_settings(name, ["--config", str(run / "config.yaml")])
-    teacher = load_teacher(settings.get(DistilOptions).teacher)
+    options = settings.get(DistilOptions)
+    teacher = load_teacher(options.teacher, options=settings.get(LoadOptions))
     method = build_method(name, settings, teacher)
     checkpoint.load_average(path, method.roles["generator"])
     export_student(name, method, teacher, output, int(path.name))
@@ -180,8 +209,14 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
     """
     shape, classes = teacher.sample_shape, teacher.num_classes
     source = options.data or (options.teacher if options.teacher == "digits" else "")
+    if options.prompts:
+        return encoded_prompts(options, teacher)
     if not source:
+        if teacher.is_told_by_text:
+            raise UserError(f"{options.teacher} is told by text: give --prompts")
         return TensorData(None, teacher.encode(range(classes or 1)))
+    if teacher.is_told_by_text:
+        raise UserError(f"{options.teacher} is told by text: {source} would need captions")
     if source == "digits":
         wrong = "the digits are 8x8 grey images of 10 classes"
         if shape != (1, 8, 8):
@@ -194,12 +229,34 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
     return load_image_folder(Path(source), shape, options.skip_corrupt).for_model(classes)
 
 
+def encoded_prompts(options: DistilOptions, teacher: Teacher) -> Data:
+    """The conditionings of all prompts, in memory."""
+    if not teacher.is_told_by_text:
+        raise UserError(
+            f"{options.teacher} is told by classes, not by prompts: leave --prompts out"
+        )
+    prompts = list(read_prompts(options.prompts))
+    if not prompts:
+        raise UserError(f"{options.prompts} holds no prompt")
+    bar = tqdm(range(0, len(prompts), ENCODED_AT_ONCE), "encoding prompts", disable=None)
+    parts = [teacher.encode(prompts[i : i + ENCODED_AT_ONCE]).to("cpu") for i in bar]
+    return TensorData(None, Conditioning.cat(parts))
+
+
 def export_student(
     name: str, method: Method, teacher: Teacher, folder: Path, iteration: int
 ) -> None:
-    """Write the generator as it is now as a diffusers folder."""
-    card = {"teacher": teacher.name, "method": name, "iteration": iteration}
+    """Write the generator as it is now, as a diffusers folder."""
+    card = {"method": name, "iteration": iteration}
     export(exportable(method.roles["generator"]), teacher, method.plan, folder, card)
+
+
+def export_adapters(
+    name: str, method: Method, teacher: Teacher, folder: Path, iteration: int
+) -> None:
+    """Write the adapters of the generator as they are now."""
+    card = {"method": name, "iteration": iteration}
+    export_lora(method.roles["generator"].frozen, teacher, method.plan, folder, card)
 
 
 def exportable(role: Role) -> nn.Module:
@@ -217,7 +274,7 @@ def _fit(
     teacher: Teacher,
 ) -> FitResult:
     options = settings.get(DistilOptions)
-    compared = ("teacher", "data", "steps", "times", "method", "lora")
+    compared = ("teacher", "load", "data", "prompts", "steps", "times", "method", "lora")
     on_digits = (options.data or options.teacher) == "digits"
     return fit(
         method,
@@ -260,20 +317,32 @@ def digits_evaluation(
 
 def sample_grids(method: Method, teacher: Teacher, folder: Path) -> Callable[[int], None]:
     """Draws ``folder``/NNNNNN.png: two rows of the teacher above two of the student, same seeds."""
-    columns = min(teacher.num_classes or 10, 10)
-    cond = teacher.encode(list(range(columns)))
+    columns = min(teacher.num_classes or MOST_COLUMNS, MOST_COLUMNS)
+    if teacher.is_told_by_text:
+        columns = TEXT_COLUMNS
+    cond = teacher.encode(teacher.examples(columns))
     rows = [range(columns), range(columns, 2 * columns)]
     teacher_rows: list[Tensor] = []
 
     def draw(iteration: int) -> None:
         if not teacher_rows:
             noise = [NoiseStreams(seeds).normal(teacher.sample_shape) for seeds in rows]
-            teacher_rows.extend(sample_teacher(teacher, cond, z, steps=18) for z in noise)
+            scale = getattr(method.config, "guidance_scale", 1.0)
+            found = [sample_teacher(teacher, cond, z, guidance_scale=scale) for z in noise]
+            teacher_rows.extend(picture(teacher, x0) for x0 in found)
         generator, shape = method.roles["generator"].frozen, teacher.sample_shape
         students = [
-            sample_student(generator, method.plan, cond, shape, NoiseStreams(seeds))
+            picture(
+                teacher, sample_student(generator, method.plan, cond, shape, NoiseStreams(seeds))
+            )
             for seeds in rows
         ]
         save_grid([*teacher_rows, *students], folder / f"{iteration:06d}.png")
 
     return draw
+
+
+def picture(teacher: Teacher, x0: Tensor) -> Tensor:
+    """x0 -> images (B, C, H, W) in [-1, 1]; of a video its middle frame."""
+    pixels = teacher.decode(x0)
+    return pixels[:, :, pixels.shape[2] // 2] if pixels.ndim == 5 else pixels

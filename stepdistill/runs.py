@@ -1,7 +1,7 @@
 """The run folder: one process at a time, a log of JSON lines, samples and checkpoints.
 
 runs/NAME/
-  config.yaml  metrics.jsonl  samples/  checkpoints/NNNNNN/  student/  report.html
+  config.yaml  metrics.jsonl  samples/  checkpoints/NNNNNN/  student/  lora/  report.html
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class RunFolder:
     def student(self) -> Path:
         """The exported diffusers folder."""
         return self.path / "student"
+
+    @property
+    def lora(self) -> Path:
+        """The exported LoRA."""
+        return self.path / "lora"
 
     @property
     def metrics(self) -> Path:

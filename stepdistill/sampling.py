@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .conditioning import Conditioning
 from .denoisers import Denoiser, Denoises
-from .plans import StepPlan, generate, start, teacher_times
+from .plans import StepPlan, generate
 from .schedules import Schedule
-from .solvers import heun_step, sample
 from .teachers import Teacher
 
 
@@ -53,14 +52,13 @@ def sample_teacher(
     teacher: Teacher,
     cond: Conditioning,
     z: Tensor,
-    steps: int,
+    steps: int | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """x0 of a teacher from unit noise ``z`` by Heun's method: 2 steps - 1 calls a sample."""
-    denoiser, schedule = teacher.guided(guidance_scale), teacher.denoiser.schedule
+    """x0 of a teacher from unit noise ``z``, by its family's sampler, by default in its steps."""
     z = z.to(_device(teacher.denoiser))
-    x_t = start(StepPlan(), schedule, z)
-    return sample(denoiser, schedule, x_t, teacher_times(steps), cond.to(z.device), heun_step)
+    given = cond.to(z.device)
+    return teacher.family.sample(teacher, teacher.guided(guidance_scale), z, given, steps)
 
 
 def _device(module: object) -> torch.device:

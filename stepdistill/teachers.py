@@ -111,6 +111,11 @@ class Teacher:
         return self.family.decode(self, x0)
 
     @property
+    def is_told_by_text(self) -> bool:
+        """Whether its conditionings are prompts, not classes."""
+        return self.family.card.task.startswith(("text", "image"))
+
+    @property
     def lora_targets(self) -> list[str]:
         """The layers a LoRA role adapts unless told otherwise."""
         return list(self.family.lora_targets)

@@ -469,14 +469,14 @@ def test_mistakes(
     student_of_run = tmp_path / "run" / "student"
     student_of_run.symlink_to(student)
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "damaged" / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
     digits_features = ("--features", "digits")
     for arguments, said in [
         ((str(tmp_path / "empty"), a), "empty holds no images"),
         (("absent/", a), "absent/ is no image folder"),
         (("digit", a), "Did you mean digits"),
         ((str(tmp_path / "run"), "digits"), f"is a run folder: name its student, {student_of_run}"),
-        ((str(tmp_path / "damaged"), a), "damaged is a FluxPipeline"),
+        ((str(tmp_path / "damaged"), a), "damaged is a KolorsPipeline"),
         ((a,), " b"),
         ((a, b, "--batch_sise", "4"), "batch_size"),
         ((a, b, "--features", "clip"), "inception"),

@@ -1049,7 +1049,7 @@ def test_dmd2_asks_for_what_it_lacks():
     with pytest.raises(UserError, match="discriminator"):
         DMD2(generator, critic, teacher, plan, DMD2Config(), sample_shape=(3,))
     guided = DMD2Config(gan_weight=0.0, guidance_scale=2.0)
-    with pytest.raises(UserError, match="null"):
+    with pytest.raises(UserError, match="guided teacher"):
         DMD2(generator, critic, teacher, plan, guided, sample_shape=(3,))
     method = DMD2(
         generator, critic, teacher, plan, DMD2Config(), sample_shape=(3,), discriminator=gan

@@ -64,12 +64,15 @@ def test_the_mathematics_does_not_know_the_loop() -> None:
     ids=lambda p: p.relative_to(ROOT).as_posix(),
 )
 def test_only_fit_steps(path: Path) -> None:
-    """``.backward()`` and ``optimizer.step()`` are called in fit.py and in its benchmark alone."""
+    """``.backward()`` and ``optimizer.step()`` are called in fit.py and in its benchmark alone;
+    a diffusers scheduler's ``step`` is a solver's."""
     if path.name in ("fit.py", "overhead.py"):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            assert node.func.attr not in ("backward", "step"), f"{path}:{node.lineno}"
+            of_scheduler = ast.unparse(node.func) == "scheduler.step"
+            forbidden = node.func.attr in ("backward", "step") and not of_scheduler
+            assert not forbidden, f"{path}:{node.lineno}"
 
 
 def test_no_leaf_shadows_a_library() -> None:

@@ -112,6 +112,14 @@ class Family(ABC):
             )
         return Guided(teacher.denoiser, guidance_scale, teacher.null_cond)
 
+    @abstractmethod
+    def sample(
+        self, teacher: Teacher, denoiser: Denoises, z: Tensor, cond: Conditioning, steps: int | None
+    ) -> Tensor:
+        """x0 from unit noise ``z`` by the sampler the model is known by; ``denoiser`` is the
+        teacher, or the teacher under guidance.
+        """
+
     def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
         """The stock pipeline's arguments for ``guidance_scale``, which is 1 where it is off."""
         return {"guidance_scale": guidance_scale}

@@ -41,6 +41,7 @@ class Method(Protocol):
     ``needs_data`` says whether its batches must hold real samples, with these settings.
     """
 
+    config: Any
     plan: StepPlan
     roles: dict[str, Role]
     updates: dict[str, tuple[str, ...]]
