@@ -24,6 +24,7 @@ COMMANDS = {
     "fid": ("evals.fid", "Frechet distance between images, models or references"),
     "report": ("evals.report", "write a run's report.html"),
     "methods": ("", "list the methods (--json)"),
+    "families": ("", "list the families of models that can be loaded (--json)"),
 }
 HELP = ("-h", "--help")
 # not a mistake in what was asked, and no bug either: the disk
@@ -67,6 +68,8 @@ def _run(given: list[str]) -> None:
         raise UserError(f"there is no command {command}.{_nearest(command, COMMANDS)}\n{_help()}")
     elif command == "methods":
         _list_methods(rest)
+    elif command == "families":
+        _list_families(rest)
     elif command == "train":
         _train(rest)
     else:
@@ -101,16 +104,13 @@ def _train(rest: list[str]) -> None:
 
 
 def _list_methods(rest: list[str]) -> None:
-    if rest and rest[0] in HELP:
-        print("usage: stepdistill methods [--json]\n\n  --json  as a JSON list (default: as text)")
+    as_json = _as_json("methods", rest)
+    if as_json is None:
         return
-    unknown = [argument for argument in rest if argument != "--json"]
-    if unknown:
-        raise UserError(f"stepdistill methods takes --json alone, not {' '.join(unknown)}")
     from .methods import METHODS
 
     cards = [method.card.record() for method in METHODS.values()]
-    if rest:
+    if as_json:
         print(json.dumps(cards, indent=1))
         return
     for card in cards:
@@ -118,6 +118,33 @@ def _list_methods(rest: list[str]) -> None:
         print(f"{card['name']:8} {card['title']}\n         {card['paper']}")
         print(f"         needs: {needs}; guidance: {card['guidance']}")
         print(f"         teachers: {', '.join(card['teachers'])}")
+
+
+def _list_families(rest: list[str]) -> None:
+    as_json = _as_json("families", rest)
+    if as_json is None:
+        return
+    from . import families
+
+    cards = [family.card.record() for family in families.every()]
+    if as_json:
+        print(json.dumps(cards, indent=1))
+        return
+    for card in cards:
+        print(f"{card['name']:13} {card['task']:14} {card['pipeline']}")
+        print(f"{'':13} {card['network']}, predicts {card['prediction']}")
+        print(f"{'':13} students: {card['scheduler']}")
+
+
+def _as_json(command: str, rest: list[str]) -> bool | None:
+    """Whether --json was given; None after printing the help that was asked for instead."""
+    if rest and rest[0] in HELP:
+        print(f"usage: stepdistill {command} [--json]\n\n  --json  as a JSON list (default: text)")
+        return None
+    unknown = [argument for argument in rest if argument != "--json"]
+    if unknown:
+        raise UserError(f"stepdistill {command} takes --json alone, not {' '.join(unknown)}")
+    return bool(rest)
 
 
 def _leave(message: str, code: int) -> None:

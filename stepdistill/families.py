@@ -22,6 +22,7 @@ GUIDE = 'CONTRIBUTING.md, section "A model family", says how to write an adapter
 BUILT_IN = {
     "CogVideoXPipeline": ("cogvideox", "CogVideoX"),
     "ConsistencyModelPipeline": ("pixel", "EDMPixels"),
+    "DDPMPipeline": ("ddpm", "DDPMPixels"),
     "DiTPipeline": ("dit", "DiT"),
     "FluxPipeline": ("flux", "Flux"),
     "PixArtAlphaPipeline": ("pixart", "PixArtAlpha"),

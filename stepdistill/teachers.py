@@ -113,7 +113,7 @@ class Teacher:
     @property
     def is_told_by_text(self) -> bool:
         """Whether its conditionings are prompts, not classes."""
-        return self.family.card.task.startswith(("text", "image"))
+        return self.family.card.task in ("text-to-image", "text-to-video", "image-to-video")
 
     @property
     def lora_targets(self) -> list[str]:
