@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.captioned_digits import Caption, evaluation_prompts, real_pictures
 from ..data.scenes import agree
+from ..errors import UserError
 from ..teachers import WORLDS
 from .features import quantised
 from .frechet import Moments, Statistics, frechet_distance
@@ -57,6 +58,9 @@ class CaptionReference:
     @classmethod
     def of(cls, features: Tensor) -> CaptionReference:
         """From features (N, 64), row i of prompt i mod P; UserError for fewer than 2 P rows."""
+        least = 2 * len(evaluation_prompts())
+        if len(features) < least:
+            raise UserError(f"a reference needs at least {least:,} pictures, got {len(features):,}")
         moments = Moments()
         moments.add(features)
         return cls(Statistics.of(moments), _spread(features))

@@ -1,0 +1,137 @@
+"""Measuring captioned samples: right ones score well, and each kind of wrong one worse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepdistill.data.captioned_digits import (
+    Caption,
+    CaptionedDigits,
+    evaluation_prompts,
+    real_pictures,
+)
+from stepdistill.data.picks import Picks
+from stepdistill.data.rendering import render
+from stepdistill.data.scenes import COLOURS, Scene
+from stepdistill.errors import UserError
+from stepdistill.metrics.caption_quality import (
+    CAPTION_REFERENCE,
+    CaptionReference,
+    caption_floor,
+    caption_reference,
+    measure_captioned,
+)
+from stepdistill.metrics.images import digest
+from stepdistill.metrics.scene_classifier import SCENE_CLASSIFIER, accuracies, load_scene_classifier
+from stepdistill.metrics.stored import load_statistics
+
+COUNT = 1_000  # two of each prompt
+
+
+def wrong(change: Callable[[Scene], Scene]) -> Callable[[Sequence[Caption], range], torch.Tensor]:
+    """Real pictures of scenes that were changed."""
+
+    def sampler(prompts: Sequence[Caption], seeds: range) -> torch.Tensor:
+        each = [(p.said.scene(Picks("w", s)), s) for p, s in zip(prompts, seeds, strict=True)]
+        return torch.stack([render(change(scene), Picks("w", seed)) for scene, seed in each])
+
+    return sampler
+
+
+def recoloured(scene: Scene) -> Scene:
+    """The first digit in the next colour."""
+    other = COLOURS[(COLOURS.index(scene.colours[0]) + 1) % len(COLOURS)]
+    return replace(scene, colours=(other, *scene.colours[1:]))
+
+
+def renumbered(scene: Scene) -> Scene:
+    """The last digit one higher."""
+    return replace(scene, digits=(*scene.digits[:-1], (scene.digits[-1] + 1) % 10))
+
+
+def swapped(scene: Scene) -> Scene:
+    """A pair in the other order."""
+    return replace(scene, digits=scene.digits[::-1], colours=scene.colours[::-1])
+
+
+def test_classifier_is_as_recorded() -> None:
+    """On other fresh scenes than the record's: all that is said is found in 98 % at least."""
+    record = json.loads((SCENE_CLASSIFIER.parent / "record.json").read_text())
+    found = accuracies(load_scene_classifier(), CaptionedDigits(count=1_000, seed=2))
+    assert found["caption_accuracy"] >= 0.98
+    for name, share in record["accuracy"].items():
+        assert found[name] == pytest.approx(share, abs=0.012), name
+
+
+def test_real_pictures_are_near_the_floor() -> None:
+    """Other real pictures score what real pictures score, and as diverse."""
+    floor = caption_floor(COUNT)
+    quality = measure_captioned(real_pictures, COUNT, seed=10_000)
+    assert quality.fid == pytest.approx(floor.fid, rel=0.3)
+    assert quality.fid != floor.fid
+    assert quality.caption_accuracy >= 98
+    assert quality.diversity == pytest.approx(1, abs=0.06)
+    assert measure_captioned(real_pictures, COUNT, seed=10_000) == quality
+
+
+def test_wrong_pictures_lower_the_accuracy() -> None:
+    """A wrong colour fails where a colour is said, a wrong digit always, an order where it is
+    two different things."""
+    said = [p.said for p in evaluation_prompts()]
+    open_colour = 100 * sum(s.colours[0] is None for s in said) / len(said)
+    single = 100 * sum(len(s.digits) == 1 for s in said) / len(said)
+    assert measure_captioned(wrong(lambda scene: scene), 500).caption_accuracy >= 98
+    assert measure_captioned(wrong(recoloured), 500).caption_accuracy == pytest.approx(
+        open_colour, abs=2
+    )
+    assert measure_captioned(wrong(renumbered), 500).caption_accuracy <= 1
+    assert single - 2 <= measure_captioned(wrong(swapped), 500).caption_accuracy <= single + 5
+
+
+def test_worse_pictures_are_farther() -> None:
+    """Noise, a blank page, and one picture for all lie farther than real ones; one picture for each
+    prompt is not diverse."""
+
+    def noised(prompts: Sequence[Caption], seeds: range) -> torch.Tensor:
+        x0 = real_pictures(prompts, seeds)
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seeds.start))
+        return x0 + 0.3 * eps
+
+    def one_each(prompts: Sequence[Caption], seeds: range) -> torch.Tensor:
+        return torch.cat([real_pictures([p], range(5, 6)) for p in prompts])
+
+    floor = caption_floor(COUNT).fid
+    assert measure_captioned(noised, COUNT).fid > 2 * floor
+    blank = measure_captioned(lambda prompts, _: torch.ones(len(prompts), 3, 32, 32), COUNT)
+    assert blank.fid > 20 * floor
+    assert blank.caption_accuracy <= 5
+    same = measure_captioned(one_each, COUNT)
+    assert same.diversity == pytest.approx(0, abs=1e-6)
+    assert same.caption_accuracy >= 98
+
+
+def test_floor_falls_with_the_count() -> None:
+    """About c/N."""
+    assert caption_floor(4_000).fid < caption_floor(COUNT).fid / 2
+
+
+def test_reference_is_of_this_classifier() -> None:
+    """The statistics were measured with the classifier that lies beside them, on these prompts."""
+    record = json.loads((CAPTION_REFERENCE.parent / "record.json").read_text())
+    assert record["classifier_sha256"] == digest(SCENE_CLASSIFIER)
+    assert record["prompts"] == [prompt.text for prompt in evaluation_prompts()]
+    assert record["num_samples"] == caption_reference()[1].statistics.count == 50_000
+    assert load_statistics(CAPTION_REFERENCE).mean.shape == (64,)
+    by_count = {floor["num_samples"]: floor for floor in record["floors"]}
+    assert caption_floor(2_000).fid == pytest.approx(by_count[2_000]["fid"], rel=0.01)
+
+
+def test_a_reference_needs_two_pictures_a_prompt() -> None:
+    """A spread of one picture would be NaN."""
+    with pytest.raises(UserError, match="at least 1,000"):
+        CaptionReference.of(torch.randn(999, 64))
