@@ -65,10 +65,8 @@ class Reader(nn.Module):
             "last_but_one": states.hidden_states[-2].mean(1),
             "pooled": states.text_embeds,
         }
-        return {name: probe(views[name]).split(self.classes, 1) for name, probe in self._named()}
-
-    def _named(self) -> list[tuple[str, nn.Module]]:
-        return list(self.probes.items())
+        read = {view: probe(views[view]) for view, probe in self.probes.items()}
+        return {view: logits.split(self.classes, dim=1) for view, logits in read.items()}
 
 
 class Reading:
