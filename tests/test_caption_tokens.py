@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from stepdistill.data.caption_tokens import MAX_TOKENS, caption_tokenizer, tokens
@@ -168,6 +169,9 @@ def test_training_writes_what_pipelines_load(
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["generator/loss"] < lines[0]["generator/loss"] - 2
     loaded = CLIPTextModelWithProjection.from_pretrained(tmp_path / "text_encoder")
+    stored = load_file(tmp_path / "text_encoder" / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float16}
+    assert loaded.dtype == torch.float32
     assert len(CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")) == loaded.config.vocab_size
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["read_right"]["pooled"]["number"] > 0.9

@@ -165,9 +165,11 @@ def main(arguments: list[str] | None = None) -> None:
     with result.ema.applied():
         reader.eval()
         exact = read_right(reader, options.test_captions)
-        encoder.half().save_pretrained(folder / "text_encoder")
+        # halved only in the file: transformers loads by the config's dtype, which stays float32
+        halved = {name: weight.half() for name, weight in encoder.state_dict().items()}
+        encoder.load_state_dict(halved)
+        encoder.save_pretrained(folder / "text_encoder", state_dict=halved)
         tokenizer.save_pretrained(folder / "tokenizer")
-        encoder.float()  # as a pipeline in float32 loads it
         record = {
             "read_right": read_right(reader, options.test_captions),
             "read_right_in_float32": exact,
