@@ -10,7 +10,6 @@ with and without a shift.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from stepdistill.data.captioned_digits import Caption, CaptionedDigits, real_pic
 from stepdistill.fit import FitConfig, fit
 from stepdistill.grids import save_grid
 from stepdistill.methods import Batch, Loss
-from stepdistill.metrics.caption_quality import measure_captioned
+from stepdistill.metrics.caption_quality import caption_floor, measure_captioned
 from stepdistill.metrics.scene_classifier import load_scene_classifier
 from stepdistill.plans import StepPlan
 from stepdistill.roles import Role
@@ -111,7 +110,8 @@ def standardise(vae: AutoencoderKL, x0: Tensor) -> None:
     z' = (z - m) / s is folded into the 1x1 convolutions around the latents, so that decoding gives
     the same pictures as before.
     """
-    z = torch.cat([vae.encode(part).latent_dist.sample() for part in x0.split(500)])
+    seeded = torch.Generator().manual_seed(0)
+    z = torch.cat([vae.encode(part).latent_dist.sample(seeded) for part in x0.split(500)])
     m, s = z.mean((0, 2, 3)), z.std((0, 2, 3))
     encode, decode = vae.quant_conv, vae.post_quant_conv
     decode.bias += decode.weight[:, :, 0, 0] @ m
@@ -124,20 +124,27 @@ def standardise(vae: AutoencoderKL, x0: Tensor) -> None:
 
 
 @torch.no_grad()
-def quality(vae: AutoencoderKL, count: int) -> dict[str, Any]:
-    """Of reconstructed real pictures: PSNR, how they measure as samples, and the latents' scale."""
+def psnr(vae: AutoencoderKL, x0: Tensor) -> float:
+    """10 log10(range^2 / mean squared error) of each picture, on average, in decibels."""
+    x0_hat = vae.decode(vae.encode(x0).latent_dist.mean).sample.clamp(-1, 1)
+    return float((10 * torch.log10(4 / (x0_hat - x0).square().mean((1, 2, 3)))).mean())
+
+
+@torch.no_grad()
+def quality(vae: AutoencoderKL, x0: Tensor, count: int) -> dict[str, Any]:
+    """PSNR and the scale of the latents on ``x0``; and how ``count`` reconstructions of real
+    pictures of the evaluation prompts measure as samples."""
 
     def reconstructed(prompts: Sequence[Caption], seeds: range) -> Tensor:
-        return vae.decode(vae.encode(real_pictures(prompts, seeds)).latent_dist.mean).sample
+        x0_hat: Tensor = vae.decode(vae.encode(real_pictures(prompts, seeds)).latent_dist.mean)[0]
+        return x0_hat
 
-    x0, _ = CaptionedDigits(seed=FRESH).fetch([*range(2_000)])
     posterior = vae.encode(x0).latent_dist
-    error = (vae.decode(posterior.mean).sample.clamp(-1, 1) - x0).square().mean((1, 2, 3))
-    z = posterior.sample()
+    z = posterior.sample(torch.Generator().manual_seed(0))
     return {
-        "psnr": float((10 * torch.log10(4 / error)).mean()),
-        "psnr_of_mean_error": 10 * math.log10(4 / float(error.mean())),
+        "psnr": psnr(vae, x0),
         "reconstructions": measure_captioned(reconstructed, count).record(),
+        "floor": caption_floor(count).record(),
         "latent_mean": z.mean((0, 2, 3)).tolist(),
         "latent_std": z.std((0, 2, 3)).tolist(),
         "posterior_std": float(posterior.std.mean()),
@@ -169,14 +176,17 @@ def main(arguments: list[str] | None = None) -> None:
     result = fit(Reconstruction(Autoencoding(vae), options), data, config, folder)
     with result.ema.applied(), torch.no_grad():
         vae.eval()
-        standardise(vae, data.fetch([*range(5_000)])[0])
+        standardise(vae, data.fetch([*range(2_000)])[0])
+        fresh, _ = CaptionedDigits(seed=FRESH).fetch([*range(2_000)])
+        exact = psnr(vae, fresh)
         vae.half().save_pretrained(folder / "vae")
         vae.float()  # as a pipeline in float32 loads it
-        shown, _ = CaptionedDigits(seed=FRESH).fetch([*range(12)])
+        shown = fresh[:12]
         again = vae.decode(vae.encode(shown).latent_dist.mean).sample
         save_grid([shown, again], folder / "reconstructions.png", scale=3)
         record = {
-            **quality(vae, options.test_samples),
+            **quality(vae, fresh, options.test_samples),
+            "psnr_in_float32": exact,
             "parameters": sum(p.numel() for p in vae.parameters()),
             "settings": {k: v for k, v in settings.resolved.items() if k != "output"},
         }
