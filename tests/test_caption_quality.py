@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -32,6 +33,8 @@ from stepdistill.metrics.caption_quality import (
 from stepdistill.metrics.images import digest
 from stepdistill.metrics.scene_classifier import SCENE_CLASSIFIER, accuracies, load_scene_classifier
 from stepdistill.metrics.stored import load_statistics
+from trainers.caption_classifier import FRESH
+from trainers.caption_classifier import main as train
 
 T = TypeVar("T")
 COUNT = 1_000  # two of each prompt
@@ -166,3 +169,17 @@ def test_a_reference_needs_two_pictures_a_prompt() -> None:
     """A spread of one picture would be NaN."""
     with pytest.raises(UserError, match="at least 1,000"):
         CaptionReference.of(torch.randn(999, 64))
+
+
+@pytest.mark.slow
+def test_training_writes_a_classifier(tmp_path: Path) -> None:
+    """A few iterations lower the loss; the stored weights load and are what the record is of."""
+    options = ("--max_steps=30", "--lr_warmup=1", "--lr_decay=1", "--log_every=1")
+    train([f"--output={tmp_path}", "--batch_size=32", "--test_samples=200", *options])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["generator/loss"] < lines[0]["generator/loss"] - 1
+    record = json.loads((tmp_path / "classifier" / "record.json").read_text())
+    loaded = load_scene_classifier(tmp_path / "classifier" / "model.safetensors")
+    fresh = CaptionedDigits(count=200, seed=FRESH)
+    assert accuracies(loaded, fresh) == pytest.approx(record["accuracy"])
+    assert record["accuracy"]["number"] > 0.9
