@@ -150,13 +150,12 @@ def test_stable_diffusion_3_encodes_captions(encoder: Any, tmp_path: Path) -> No
 
 
 def test_pooled_state_is_at_the_first_end(encoder: Any) -> None:
-    """What follows it is padding, which the pooled state must not see."""
-    numbers = tokens(caption_tokenizer(), ["a red three"])
-    pooled = encoder(numbers).text_embeds
-    numbers[:, 8:] = 20
-    assert torch.allclose(encoder(numbers).text_embeds, pooled, atol=1e-6)
-    numbers[:, 2] = 20
-    assert not torch.allclose(encoder(numbers).text_embeds, pooled, atol=1e-3)
+    """The one state that has read all words and no padding."""
+    numbers = tokens(caption_tokenizer(), ["a red three", "a red three above a blue four"])
+    states = encoder(numbers)
+    at_end = states.last_hidden_state[[0, 1], [4, 8]]
+    assert numbers[[0, 1], [4, 8]].tolist() == [END, END]
+    assert torch.allclose(states.text_embeds, encoder.text_projection(at_end), atol=1e-6)
 
 
 def test_training_writes_what_pipelines_load(
