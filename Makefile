@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: venv quickstart long test test-fast check format browser tables clean
+.PHONY: venv quickstart long test test-fast check format browser families tables clean
 
 venv: $(VENV)/.installed
 
@@ -40,7 +40,15 @@ format: venv
 browser:
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
 
-# README's table of results, rendered from the JSON records.
+# The proofs of all families, measured and recorded; README's table is rendered from it.
+families: venv
+	rm -f build/reached.jsonl
+	mkdir -p build
+	$(PYTEST) tests/test_families.py tests/test_export.py --reached build/reached.jsonl
+	$(BIN)/python -m stepdistill.evals.family_record --reached build/reached.jsonl \
+		--output evals/records/families.json
+
+# README's tables, rendered from the JSON records.
 tables: venv
 	$(BIN)/python -m stepdistill.evals.tables
 

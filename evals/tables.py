@@ -1,4 +1,4 @@
-"""Render README's table of results from the JSON records in evals/records/.
+"""Render README's tables from the JSON records in evals/records/.
 
 python -m stepdistill.evals.tables            # rewrite README.md between its markers
 python -m stepdistill.evals.tables --check    # exit 1 if README.md differs
@@ -18,16 +18,16 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+FAMILIES = "families.json"  # written by ``make families``
 
 
 @dataclass(frozen=True)
 class Options:
-    """Render README's table of results.
+    """Render README's tables.
 
     Args:
-        readme: the file with the two markers
-        records: the folder of results.json files, one a run
+        readme: the file with a pair of markers for each table
+        records: the folder of results.json files, one a run, and of families.json
         check: only compare
     """
 
@@ -36,7 +36,7 @@ class Options:
     check: bool = False
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def results_table(records: list[dict[str, Any]]) -> str:
     """One row for the teacher and one for each kind of run and number of calls."""
     teacher = records[0]["teacher"]
     lines = [
@@ -71,24 +71,44 @@ def _spread(rows: list[dict[str, Any]], key: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def families_table(record: dict[str, Any]) -> str:
+    """One row a family, with the largest difference that each proof measured on its tiny models."""
+    lines = [
+        "| family | task | pipeline | predicts | students | teacher | student | LoRA | bf16 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["families"]:
+        found = row["reached"]
+        proofs = (f"{found[p]:.0e}" if p in found else "-" for p in record["proofs"])
+        names = (row[key] for key in ("name", "task", "pipeline", "prediction", "scheduler"))
+        lines.append(f"| {' | '.join((*names, *proofs))} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Put the table between the markers."""
+    """Put each table between its markers."""
     options = parse("stepdistill.evals.tables", (Options,), {}, arguments).get(Options)
-    paths = sorted(Path(options.records).glob("*.json"))
+    records = Path(options.records)
+    paths = sorted(path for path in records.glob("*.json") if path.name != FAMILIES)
     if not paths:
         raise UserError(f"{options.records} holds no records")
     readme = Path(options.readme)
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{readme} lacks the markers {BEGIN} and {END}")
-    rendered = table([json.loads(path.read_text()) for path in paths])
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    wanted = f"{before}{BEGIN}\n{rendered}\n{END}{after}"
+    text = wanted = readme.read_text()
+    tables = {
+        "results": results_table([json.loads(path.read_text()) for path in paths]),
+        "families": families_table(json.loads((records / FAMILIES).read_text())),
+    }
+    for name, rendered in tables.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if begin not in wanted or end not in wanted:
+            raise UserError(f"{readme} lacks the markers {begin} and {end}")
+        before, after = wanted.split(begin)[0], wanted.split(end)[1]
+        wanted = f"{before}{begin}\n{rendered}\n{end}{after}"
+        print(rendered, file=sys.stdout)
     if options.check and wanted != text:
         raise UserError(f"{readme} is not what the records say: run this without --check")
     if wanted != text:
         readme.write_text(wanted)
-    print(rendered, file=sys.stdout)
 
 
 if __name__ == "__main__":

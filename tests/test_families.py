@@ -7,15 +7,23 @@ student gives the trainer's x0.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import check_exports_here
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
-from tiny_pipelines import CALLS, PIPELINES
+from conftest import Reached
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
+)
+from tiny_pipelines import CALLS, PIPELINES, image, some_slow, video
 from torch import Tensor
 
 from stepdistill import families
@@ -40,22 +48,30 @@ from stepdistill.teachers import LoadOptions, Teacher
 
 SEEDS = range(2)
 MAX_TOKENS = {"qwen-image": 96, "z-image": 64}
-NAMES = [name for name in PIPELINES if name != "ltx"]
-UNGUIDED = ("ddpm",)
+# published variants: sizes as conditions, no guidance embedded, rotary positions
+VARIANTS: dict[str, tuple[str, Callable[[], DiffusionPipeline]]] = {
+    "pixart-1024": ("pixart-alpha", partial(image.pixart_alpha, additional_conditions=True)),
+    "flux-schnell": ("flux", partial(image.flux, guidance_embeds=False)),
+    "cogvideox-5b": ("cogvideox", partial(video.cogvideox, rotary=True)),
+}
+NAMES = [*(name for name in PIPELINES if name != "ltx"), *VARIANTS]
+UNGUIDED = ("ddpm", "flux-schnell")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=some_slow(NAMES))
 def teacher(request: pytest.FixtureRequest) -> Teacher:
     """The tiny model of a family."""
     return load(request.param)
 
 
 def load(name: str) -> Teacher:
-    pipeline = PIPELINES[name]()
+    alike, build = VARIANTS.get(name, (name, PIPELINES.get(name)))
+    assert build is not None
+    pipeline = build()
     pipeline.set_progress_bar_config(disable=True)
     family = families.of_pipeline(type(pipeline).__name__, name)
     assert isinstance(family, LatentFamily)
-    size = CALLS[name]
+    size = CALLS[alike]
     options = LoadOptions(
         height=size.get("height"),
         width=size.get("width"),
@@ -86,7 +102,9 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_our_solver_equals_the_stock_pipeline(teacher: Teacher, guidance_scale: float) -> None:
+def test_our_solver_equals_the_stock_pipeline(
+    teacher: Teacher, guidance_scale: float, reached: Reached
+) -> None:
     """DDIM at the scheduler's own timesteps, 3 steps, with and without guidance."""
     schedule, family = teacher.denoiser.schedule, teacher.family
     assert isinstance(family, LatentFamily)
@@ -110,12 +128,14 @@ def test_our_solver_equals_the_stock_pipeline(teacher: Teacher, guidance_scale: 
     cond = teacher.encode(teacher.examples(2))
     x0 = sample(teacher.guided(guidance_scale), schedule, z, times, cond, ddim_step)
     worst = relative(family.stock_output(teacher, x0), expected)
-    print("WORST", teacher.name, guidance_scale, f"{worst:.1e}")
+    reached(teacher.name, "teacher", worst)
     assert worst < 1e-4
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_the_teachers_own_scheduler(teacher: Teacher, guidance_scale: float) -> None:
+def test_the_teachers_own_scheduler(
+    teacher: Teacher, guidance_scale: float, reached: Reached
+) -> None:
     """The scheduler that the model is published with (PNDM, DPM++, UniPC, DDPM, ...), 3 steps."""
     family = teacher.family
     assert isinstance(family, LatentFamily)
@@ -129,7 +149,7 @@ def test_the_teachers_own_scheduler(teacher: Teacher, guidance_scale: float) -> 
     cond, denoiser = teacher.encode(teacher.examples(2)), teacher.guided(guidance_scale)
     x0 = schedulers.walk(denoiser, teacher.denoiser, scheduler, z, cond, streams.generators)
     worst = relative(family.stock_output(teacher, x0), expected)
-    print("WORST", teacher.name, guidance_scale, f"{worst:.1e}")
+    reached(teacher.name, "teacher", worst)
     assert worst < 1e-4
 
 
@@ -151,7 +171,7 @@ def times_of(plan: StepPlan) -> Tensor:
 
 
 def test_the_exported_student_gives_the_trainers_x0(
-    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:
     """Weights that are not the teacher's, every plan, the arguments that the model card shows."""
     check_exports_here(monkeypatch)
@@ -160,9 +180,9 @@ def test_the_exported_student_gives_the_trainers_x0(
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.mul_(1.1)
-    for name, plan in plans(teacher).items():
+    for plan in plans(teacher).values():
         worst = export(generator, teacher, plan, tmp_path / "student")
-        print("WORST", teacher.name, name, f"{worst:.1e}")
+        reached(teacher.name, "student", worst)
         assert worst < 1e-4
         code, call = loading_code(teacher.options), teacher.family.call
         with pytest.raises(StepDistillError, match="other samples than the trainer"):
@@ -199,11 +219,17 @@ def test_a_dmd2_iteration_trains_every_tensor(teacher: Teacher) -> None:
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-WITHOUT_LORA = ("pixart-alpha", "pixart-sigma", "dit", "ddpm")  # their stock pipelines load none
+WITHOUT_LORA = (
+    "pixart-alpha",
+    "pixart-1024",
+    "pixart-sigma",
+    "dit",
+    "ddpm",
+)  # their stock pipelines load none
 
 
 def test_the_exported_lora_loads_fuses_and_equals_the_trainers_x0(
-    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:
     """Adapters over the teacher's own weights, through load_lora_weights, as the card's code does;
     fused they give the same, and the teacher is as it was."""
@@ -223,7 +249,7 @@ def test_the_exported_lora_loads_fuses_and_equals_the_trainers_x0(
             export_lora(role.frozen, teacher, plan, folder)
         return
     worst = export_lora(role.frozen, teacher, plan, folder)
-    print("WORST", teacher.name, f"{worst:.1e}")
+    reached(teacher.name, "lora", worst)
     assert worst < 1e-4
 
     pipeline = run_card(folder, monkeypatch)["pipeline"]
@@ -307,7 +333,7 @@ def test_gradient_checkpointing_changes_nothing(teacher: Teacher) -> None:
     assert calls > once
 
 
-def test_half_precision_is_near(teacher: Teacher) -> None:
+def test_half_precision_is_near(teacher: Teacher, reached: Reached) -> None:
     """bf16 weights on float32 noise: x0_hat in float32, 5 % off at most, but not the same.
 
     Times and guidance are numbers that bf16 holds: Flux rounds 1000 t and 1000 times its guidance.
@@ -321,7 +347,7 @@ def test_half_precision_is_near(teacher: Teacher) -> None:
     t = teacher.denoiser.schedule.time_of_timestep(torch.tensor([500.0, 250.0]))
     expected, found = teacher.denoiser(x_t, t, cond).x0_hat, half(x_t, t, cond).x0_hat
     assert found.dtype == torch.float32
-    print("WORST", teacher.name, f"{rms(found, expected):.1e}")
+    reached(teacher.name, "bf16", rms(found, expected))
     assert 0 < rms(found, expected) < 0.05
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny_pipelines import CALLS, PIPELINES, image, video
+from tiny_pipelines import CALLS, PIPELINES, image, some_slow, video
 from tiny_pipelines.tokenizers import clip_tokenizer, gemma_tokenizer, qwen_tokenizer, t5_tokenizer
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ def _run(pipeline: DiffusionPipeline, name: str, which: int = 0, **overrides: ob
     return pipeline(**call)[0]
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", some_slow(PIPELINES))
 def test_a_saved_pipeline_comes_back_the_same(name: str, tmp_path: Path) -> None:
     """Saved and loaded, it draws the very same latents."""
     pipeline = PIPELINES[name]()
@@ -58,7 +58,7 @@ def test_a_saved_pipeline_comes_back_the_same(name: str, tmp_path: Path) -> None
     assert torch.equal(latents, _run(loaded, name))
 
 
-@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "ddpm"])
+@pytest.mark.parametrize("name", some_slow(name for name in PIPELINES if name != "ddpm"))
 def test_the_prompt_is_heard(name: str) -> None:
     """Two prompts, one seed: the latents differ by more than a hundredth of their norm."""
     pipeline = PIPELINES[name]()
@@ -66,7 +66,7 @@ def test_the_prompt_is_heard(name: str) -> None:
     assert (one - other).norm() > 0.01 * one.norm()
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", some_slow(PIPELINES))
 def test_pixels_come_out(name: str) -> None:
     """The decoder runs too, and its pixels have the size that was asked for."""
     pixels = _run(PIPELINES[name](), name, output_type="pt")
@@ -76,7 +76,7 @@ def test_pixels_come_out(name: str) -> None:
     assert pixels.std() > 0
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", some_slow(PIPELINES))
 def test_no_weight_is_zero_and_the_seed_decides_them(name: str) -> None:
     """Every parameter is drawn: none is zero, and a second build has the same."""
     one, again = PIPELINES[name](), PIPELINES[name]()

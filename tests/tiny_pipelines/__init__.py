@@ -6,8 +6,10 @@ and transformers, and run on a CPU with the arguments in ``CALLS``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import pytest
+from _pytest.mark import ParameterSet
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -60,3 +62,10 @@ CALLS: dict[str, dict[str, object]] = {
     "cogvideox": FRAMES,
     "ltx": {"height": 32, "width": 32, "num_frames": 9},
 }
+
+FAST = ("sd15", "dit", "flux")  # a U-Net, classes, packed tokens: the others' tests are slow
+
+
+def some_slow(names: Iterable[str]) -> list[ParameterSet]:
+    """``names`` as parameters of a test, slow but for a few."""
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names]
