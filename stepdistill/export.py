@@ -67,7 +67,7 @@ def export_lora(
     assert isinstance(generator, Denoiser)
 
     def call(teacher: Teacher, prompts: Any) -> dict[str, Any]:
-        unguided = teacher.family.guidance_call(teacher, 1.0)
+        unguided = teacher.family.guidance_call(teacher.pipeline, 1.0)
         return {**teacher.family.call(teacher, prompts), **unguided}
 
     def write(place: Path, record: Record) -> float:
@@ -90,6 +90,7 @@ def _record(teacher: Teacher, plan: StepPlan, card: Mapping[str, Any] | None) ->
         "sample_shape": list(teacher.sample_shape),
         "num_classes": teacher.num_classes,
         "counts": teacher.family.counts(plan),
+        "call": teacher.family.settings(teacher),
     }
 
 

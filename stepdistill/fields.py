@@ -50,6 +50,13 @@ class Option:
         """Whether a bare --name means true."""
         return self.hint is bool
 
+    @property
+    def items(self) -> Any:
+        """The type of its items where any number of values may follow --name, else None."""
+        arguments = get_args(self.hint)
+        is_list = get_origin(self.hint) is tuple and arguments[-1] is ...
+        return arguments[0] if is_list else None
+
 
 def options(kind: type[Any], prefix: str = "") -> list[Option]:
     """The fields of dataclass ``kind`` as options named ``prefix`` + field."""

@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .errors import StepDistillError
 
 TILE = 48  # smallest side of a tile unless ``scale`` is given, so that 8x8 digits can be read
 GAP = 2  # pixels between tiles
+LABEL, FONT = 18, 12  # pixels of a row's label, and of its letters
 GREY = 127  # of the gaps, on white pages and on black ones
 
 
-def save_grid(rows: Sequence[Tensor], path: Path, scale: int | None = None) -> Path:
+def save_grid(
+    rows: Sequence[Tensor], path: Path, scale: int | None = None, labels: Sequence[str] = ()
+) -> Path:
     """Write ``rows`` of images x0 in [-1, 1], each (N, C, H, W) with C 1 or 3, as one PNG.
+
+    ``labels`` are written above their rows.
 
     Each pixel becomes ``scale`` x ``scale`` pixels; by default enough for tiles of TILE pixels.
     Shorter rows end early. The file is written aside and renamed. Raises ValueError for no image,
@@ -28,7 +33,17 @@ def save_grid(rows: Sequence[Tensor], path: Path, scale: int | None = None) -> P
     scale = max(1, -(-TILE // min(rows[0].shape[2:]))) if scale is None else scale
     if scale < 1:
         raise ValueError(f"scale must be at least 1, got {scale}")
-    image = Image.fromarray(_assemble([_enlarged(row, scale) for row in rows]).numpy())
+    enlarged = [_enlarged(row, scale) for row in rows]
+    if labels:
+        height = max(image.shape[1] for image in enlarged) + LABEL
+        font = ImageFont.load_default(size=FONT)
+        width = max(len(row) * (row.shape[2] + GAP) for row in enlarged) - GAP
+        width = max(width, *(int(font.getlength(label)) + 8 for label in labels))
+        image = Image.new("RGB", (width, len(rows) * (height + GAP) - GAP), (GREY,) * 3)
+        for i, (row, label) in enumerate(zip(enlarged, labels, strict=True)):
+            image.paste(_titled(row, label, width), (0, i * (height + GAP)))
+    else:
+        image = Image.fromarray(_assemble(enlarged).numpy())
     aside = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +53,15 @@ def save_grid(rows: Sequence[Tensor], path: Path, scale: int | None = None) -> P
         aside.unlink(missing_ok=True)
         raise StepDistillError(f"could not write the image {path}: {error}") from error
     return path
+
+
+def _titled(row: Tensor, label: str, width: int) -> Image.Image:
+    """One row of tiles (N, H, W, 3) below its label, ``width`` pixels wide."""
+    tiles = Image.fromarray(_assemble([row]).numpy())
+    image = Image.new("RGB", (width, tiles.height + LABEL), "white")
+    image.paste(tiles, (0, LABEL))
+    ImageDraw.Draw(image).text((4, LABEL // 2), label, fill="black", anchor="lm", font_size=FONT)
+    return image
 
 
 def _enlarged(x0: Tensor, scale: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ class Parser(ArgumentParser):
     def values(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Everything by name, groups nested. UserError for whatever is wrong."""
         given = underscored(arguments, {o.name for o in self.options.values() if o.is_switch})
+        given = gathered(given, {o.name: o.items for o in self.options.values() if o.items})
         files, rest = self._split(given)
         for file in files:
             for name, value in _members(read_yaml(file), self.groups_of_options, file):
@@ -222,6 +224,35 @@ def underscored(arguments: Sequence[str], switches: Collection[str] = ()) -> lis
                 equals, value = "=", "true"
             argument = f"--{name}{equals}{value}"
         out.append(argument)
+    return out
+
+
+def gathered(arguments: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
+    """--steps 1 2 4 -> --steps=[1, 2, 4]; one value that is a list already stays.
+
+    ``lists`` are the options that take several values, with the type of one: texts go on to the
+    next option, numbers to the next word.
+    """
+    out: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        kind = lists.get(name) if argument.startswith("--") else None
+        if kind is None:
+            out.append(argument)
+            continue
+        values = [value] if equals else []
+        while not equals and left and (_is_number(left[0]) or (kind is str and left[0][0] != "-")):
+            values.append(left.pop(0))
+        if not equals and not values:
+            out += [argument, *left[:1]]  # a list, or a mistake that is told as such
+            left = left[1:]
+        elif values[0].startswith("["):
+            out.append(f"--{name}={values[0]}")
+        else:
+            quoted = values if kind is not str else [json.dumps(value) for value in values]
+            out.append(f"--{name}=[{', '.join(quoted)}]")
     return out
 
 

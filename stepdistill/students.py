@@ -1,9 +1,9 @@
-"""A student folder as its users run it: the stock diffusers pipeline, whole calls, image seeds."""
+"""A model as its users run it: the stock diffusers pipeline, whole calls, image seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .backbones.family import Family
 from .errors import UserError
 from .families import of_pipeline
 from .plans import StepPlan
@@ -21,20 +22,36 @@ from .teachers import CARD, first_line, read_card, read_model_index
 class Student:
     """A diffusers pipeline and what it may be asked for.
 
-    ``plan`` is the trained one, None for a folder that stepdistill did not write.
+    ``plan`` is the trained one and ``counts`` the numbers of steps that its folder can be called
+    with; None and () for a folder that stepdistill did not write. ``call`` are the arguments that
+    each call needs.
     """
 
     pipeline: Any
+    family: Family
     plan: StepPlan | None
     num_classes: int | None
+    counts: tuple[int, ...] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_told_by_text(self) -> bool:
+        """Whether it samples prompts."""
+        return self.family.is_told_by_text
 
     def steps(self, asked: int | None) -> int:
-        """``asked`` if the plan allows it, by default the trained number. UserError otherwise."""
+        """``asked`` if it can be called so, by default the trained number. UserError otherwise."""
         if self.plan is None:
             if asked is not None and asked < 1:
                 raise UserError(f"steps must be at least 1, got {asked}")
             return asked or 1
-        return self.plan.steps if asked is None else self.plan.subset(asked).steps
+        if asked is None:
+            return self.plan.steps
+        if asked not in self.counts:
+            raise UserError(
+                f"this student has {self.plan.steps} trained steps: use one of {list(self.counts)}"
+            )
+        return asked
 
     def labels(self, num: int, asked: Sequence[int] = ()) -> list[int] | None:
         """``num`` class labels: those ``asked`` for, or all, in turn; None without classes."""
@@ -48,32 +65,57 @@ class Student:
         kinds = list(asked) or list(range(self.num_classes))
         return [kinds[i % len(kinds)] for i in range(num)]
 
+    def guidance(self, scale: float | None, anyway: bool = False) -> dict[str, Any]:
+        """The argument for a guidance scale, which a student has inside. UserError above 1 for a
+        student, unless ``anyway``.
+        """
+        if scale is None:
+            return {}
+        if self.plan is not None and scale > 1 and not anyway:
+            raise UserError(
+                f"this student was trained without guidance, guidance_scale={scale} spoils it: "
+                "leave it out, or add --anyway true"
+            )
+        return self.family.guidance_call(self.pipeline, scale)
+
     def sample(
-        self, labels: Sequence[int] | None, seeds: Sequence[int], steps: int, batch_size: int = 128
+        self,
+        told: Sequence[Any] | None,
+        seeds: Sequence[int],
+        steps: int,
+        batch_size: int = 128,
+        **more: Any,
     ) -> Tensor:
-        """x0 (N, C, H, W) in [-1, 1], clamped as the pipeline does; image i has seeds[i]."""
-        parts = []
-        for begin in range(0, len(seeds), batch_size):
-            own = seeds[begin : begin + batch_size]
-            call: dict[str, Any] = {}
-            if labels is not None:
-                call["class_labels"] = list(labels[begin : begin + batch_size])
-            pixels = self.pipeline(
-                batch_size=len(own),
-                num_inference_steps=steps,
-                generator=[torch.Generator().manual_seed(seed) for seed in own],
-                output_type="np",
-                **call,
-            ).images
-            parts.append(torch.from_numpy(np.asarray(pixels)).permute(0, 3, 1, 2) * 2 - 1)
-        return torch.cat(parts)
+        """Images (N, C, H, W) or videos (N, C, frames, H, W) in [-1, 1], as the pipeline clamps.
+
+        Sample i is told ``told[i]`` (a class number or a prompt) and has seeds[i]. A pipeline that
+        draws later noise from torch's own generator is called once a sample, so that its samples do
+        not depend on the batch.
+        """
+        given = [None] * len(seeds) if told is None else told
+        size, parts = batch_size if self.family.passes_generator else 1, []
+        for begin in range(0, len(seeds), size):
+            own = seeds[begin : begin + size]
+            with torch.random.fork_rng(enabled=not self.family.passes_generator):
+                if not self.family.passes_generator:
+                    torch.manual_seed(own[0])
+                pixels = self.pipeline(
+                    num_inference_steps=steps,
+                    generator=[torch.Generator().manual_seed(seed) for seed in own],
+                    output_type="np",
+                    return_dict=False,
+                    **{**self.family.told(given[begin : begin + size]), **self.call, **more},
+                )[0]
+            parts.append(torch.from_numpy(np.asarray(pixels)))
+        found = torch.cat(parts).movedim(-1, 1)
+        return found * 2 - 1
 
 
 def load_student(folder: Path) -> Student:
     """Load a diffusers folder of a known family; UserError if it is missing or damaged."""
     if not folder.exists():
         raise UserError(f"there is no folder {folder}")
-    of_pipeline(str(read_model_index(folder).get("_class_name")), str(folder))
+    family = of_pipeline(str(read_model_index(folder).get("_class_name")), str(folder))
     card = read_card(folder)
     try:
         plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None
@@ -88,7 +130,15 @@ def load_student(folder: Path) -> Student:
             f"{folder} could not be loaded, its files look damaged: {first_line(error)}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    classes = pipeline.unet.config.num_class_embeds
+    classes = family.classes(pipeline)
     if classes is not None:  # the null class of a teacher is not one to sample
         classes -= card.get("null_class") is not None
-    return Student(pipeline, plan, card.get("num_classes", classes))
+    counts = card.get("counts", [] if plan is None else plan.counts())
+    return Student(
+        pipeline,
+        family,
+        plan,
+        card.get("num_classes", classes),
+        tuple(counts),
+        card.get("call", {}),
+    )

@@ -113,7 +113,7 @@ class Teacher:
     @property
     def is_told_by_text(self) -> bool:
         """Whether its conditionings are prompts, not classes."""
-        return self.family.card.task in ("text-to-image", "text-to-video", "image-to-video")
+        return self.family.is_told_by_text
 
     @property
     def lora_targets(self) -> list[str]:
@@ -135,7 +135,7 @@ def load_teacher(
 
     Raises UserError if it is missing, damaged, not in diffusers format, or of an unknown family.
     """
-    folder = _folder(str(source))
+    folder = folder_of(str(source))
     family = families.of_pipeline(str(read_model_index(folder).get("_class_name")), str(source))
     try:
         teacher = family.load(folder, read_card(folder), options or LoadOptions())
@@ -173,8 +173,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _folder(source: str) -> Path:
-    """Resolve a built-in name, a folder, or a hub id (downloaded or from the cache)."""
+def folder_of(source: str) -> Path:
+    """The folder of a built-in name, a path, or a hub id (downloaded or from the cache).
+
+    UserError if there is none.
+    """
     if source in built_in_worlds():
         return WORLDS / source / "teacher"
     if Path(source).exists():

@@ -26,7 +26,7 @@ from stepdistill.errors import UserError
 from stepdistill.fields import field_texts
 
 PROGRAMS = [["train", "dmd2"], ["train", "ect"]]
-PROGRAMS += [[name] for name in COMMANDS if name not in ("train", "methods")]
+PROGRAMS += [[name] for name in COMMANDS if name not in ("train", "methods", "families")]
 
 
 @pytest.fixture(scope="module")

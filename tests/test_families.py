@@ -91,7 +91,7 @@ def stock(teacher: Teacher, steps: int, guidance_scale: float, **components: Any
         num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         return_dict=False,
-        **{**call, **family.guidance_call(teacher, guidance_scale)},
+        **{**call, **family.guidance_call(teacher.pipeline, guidance_scale)},
     )[0]
     return torch.as_tensor(found)
 
@@ -254,7 +254,7 @@ def test_the_exported_lora_loads_fuses_and_equals_the_trainers_x0(
 
     pipeline = run_card(folder, monkeypatch)["pipeline"]
     call = {**teacher.family.call(teacher, teacher.examples(2)), "output_type": "latent"}
-    unguided = {**call, **teacher.family.guidance_call(teacher, 1.0)}
+    unguided = {**call, **teacher.family.guidance_call(teacher.pipeline, 1.0)}
 
     def sampled() -> Tensor:
         torch.manual_seed(0)

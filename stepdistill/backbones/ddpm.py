@@ -49,10 +49,13 @@ class DDPMPixels(LatentFamily):
     def examples(self, teacher: Teacher, count: int) -> list[Any]:
         return [None] * count
 
-    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
+    def told(self, prompts: Sequence[Any]) -> dict[str, Any]:
         return {"batch_size": len(prompts)}
 
-    def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
+    def settings(self, teacher: Teacher) -> dict[str, Any]:
+        return {}
+
+    def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
         return {}
 
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:

@@ -82,11 +82,18 @@ class DiT(LatentFamily):
         classes = teacher.pipeline.transformer.config.num_embeds_ada_norm
         return Conditioning({"class_labels": torch.tensor([classes])})
 
+    def classes(self, pipeline: Any) -> int | None:
+        embeds: int = pipeline.transformer.config.num_embeds_ada_norm
+        return embeds
+
     def examples(self, teacher: Teacher, count: int) -> list[Any]:
         return [i % (teacher.num_classes or 1) for i in range(count)]
 
-    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
-        return {"class_labels": list(prompts), **self.student_call}
+    def told(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        return {"class_labels": list(prompts)}
+
+    def settings(self, teacher: Teacher) -> dict[str, Any]:
+        return dict(self.student_call)
 
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
         return (self.decode(teacher, x0) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)

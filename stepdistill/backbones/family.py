@@ -89,9 +89,17 @@ class Family(ABC):
             "them merged"
         )
 
-    @abstractmethod
     def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
         """The arguments with which the stock pipeline samples a student, but for steps and seed."""
+        return {**self.told(prompts), **self.settings(teacher)}
+
+    def told(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """The stock pipeline's arguments for ``prompts``: class numbers, texts, None."""
+        return {"prompt": list(prompts)}
+
+    def settings(self, teacher: Teacher) -> dict[str, Any]:
+        """The other arguments that a student's call needs: its size, no guidance."""
+        return {}
 
     def counts(self, plan: StepPlan) -> list[int]:
         """The numbers of steps that an exported student can be called with."""
@@ -120,9 +128,18 @@ class Family(ABC):
         teacher, or the teacher under guidance.
         """
 
-    def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
+    def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
         """The stock pipeline's arguments for ``guidance_scale``, which is 1 where it is off."""
         return {"guidance_scale": guidance_scale}
+
+    @property
+    def is_told_by_text(self) -> bool:
+        """Whether its conditionings are prompts, not classes."""
+        return self.card.task in ("text-to-image", "text-to-video", "image-to-video")
+
+    def classes(self, pipeline: Any) -> int | None:
+        """The number of class labels that the pipeline's network knows, None if it takes none."""
+        return None
 
     def examples(self, teacher: Teacher, count: int) -> list[Any]:
         """``count`` prompts to try a model with."""

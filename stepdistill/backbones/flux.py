@@ -110,7 +110,7 @@ class Flux(LatentFamily):
             return EmbeddedGuidance(teacher.denoiser, guidance_scale)
         return super().guided(teacher, guidance_scale)
 
-    def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
+    def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
         return {"guidance_scale": DEFAULT_GUIDANCE if guidance_scale == 1 else guidance_scale}
 
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:

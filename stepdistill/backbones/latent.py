@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,9 +120,8 @@ class LatentFamily(Family):
         """The pipeline's components that a student replaces."""
         return {self.component: network}
 
-    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
-        sizes = {**self.size_call(teacher), **self.tokens_call(teacher)}
-        return {"prompt": list(prompts), **sizes, **self.student_call}
+    def settings(self, teacher: Teacher) -> dict[str, Any]:
+        return {**self.size_call(teacher), **self.tokens_call(teacher), **self.student_call}
 
     def tokens_call(self, teacher: Teacher) -> dict[str, Any]:
         """The argument that cuts prompts at the length asked for, if one is."""

@@ -79,8 +79,16 @@ class EDMPixels(Family):
             )
         return Conditioning({"class_labels": labels})
 
+    def classes(self, pipeline: Any) -> int | None:
+        embeds: int | None = pipeline.unet.config.num_class_embeds
+        return embeds
+
+    def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
+        return {}  # the stock pipeline knows none
+
     def examples(self, teacher: Teacher, count: int) -> list[Any]:
-        return [i % (teacher.num_classes or 1) for i in range(count)]
+        classes = teacher.num_classes
+        return [None if classes is None else i % classes for i in range(count)]
 
     def sample(
         self, teacher: Teacher, denoiser: Denoises, z: Tensor, cond: Conditioning, steps: int | None
@@ -127,9 +135,10 @@ class EDMPixels(Family):
         unet = _without_null_class(network, teacher.num_classes)
         ConsistencyModelPipeline(unet, scheduler).save_pretrained(folder)
 
-    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
-        call: dict[str, Any] = {"batch_size": len(prompts)}
-        return call if teacher.num_classes is None else {**call, "class_labels": list(prompts)}
+    def told(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        """Class numbers, or None for each sample of an unconditional model."""
+        told: dict[str, Any] = {"batch_size": len(prompts)}
+        return told if None in prompts else {**told, "class_labels": list(prompts)}
 
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
         return (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)

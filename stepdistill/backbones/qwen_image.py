@@ -117,7 +117,7 @@ class QwenImage(LatentFamily):
             return guided
         return LengthKeepingGuidance(guided, teacher.denoiser.schedule)
 
-    def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
+    def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
         if guidance_scale == 1:
             return {"true_cfg_scale": 1.0}
         return {"true_cfg_scale": guidance_scale, "negative_prompt": " "}

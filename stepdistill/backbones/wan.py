@@ -180,9 +180,9 @@ class WanImageToVideo(WanTextToVideo):
         frame = Image.linear_gradient("L").convert("RGB")
         return [(text, frame) for text in super().examples(teacher, count)]
 
-    def call(self, teacher: Teacher, prompts: Sequence[Any]) -> dict[str, Any]:
+    def told(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """UserError for several images: the stock pipeline takes one a call."""
         texts, images = zip(*prompts, strict=True)
         if any(image is not images[0] for image in images):
             raise UserError("the stock image-to-video pipeline takes one image a call")
-        return {**super().call(teacher, texts), "image": images[0]}
+        return {"prompt": list(texts), "image": images[0]}

@@ -76,5 +76,5 @@ class ZImage(LatentFamily):
     def null(self, teacher: Teacher) -> Conditioning:
         return self.encode(teacher, [""])
 
-    def guidance_call(self, teacher: Teacher, guidance_scale: float) -> dict[str, Any]:
+    def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
         return {"guidance_scale": guidance_scale - 1}  # cond + scale (cond - null) there

@@ -105,8 +105,8 @@ class Model:
     @property
     def of_digits(self) -> bool:
         """By its shape: 8x8, one channel."""
-        config = self.student.pipeline.unet.config
-        return (config.in_channels, config.sample_size) == (1, 8)
+        unet = getattr(self.student.pipeline, "unet", None)
+        return unet is not None and (unet.config.in_channels, unet.config.sample_size) == (1, 8)
 
     @property
     def num(self) -> int:
@@ -163,6 +163,11 @@ def open_source(name: str, how: Sampling) -> Source:
         return Stored(path, load_statistics(path))
     if _is_model(path):
         model = Model(path, load_student(path), how)
+        if model.student.is_told_by_text:
+            raise UserError(
+                f"{path} is told by text, and fid has no prompts: sample it into a folder with "
+                "stepdistill sample --prompt, and give that folder"
+            )
         model.student.steps(how.steps)
         return model
     if _is_model(path / "student"):

@@ -1,0 +1,109 @@
+"""``stepdistill sample`` of models that are told by text: rows, comparison, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import check_exports_here, run
+from PIL import Image
+from tiny_pipelines import PIPELINES
+
+from stepdistill.export import export
+from stepdistill.parser import gathered
+from stepdistill.plans import StepPlan
+from stepdistill.students import load_student
+from stepdistill.teachers import LoadOptions, load_teacher
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Flux and its student of four steps: it draws later noise from torch's generator."""
+    place = tmp_path_factory.mktemp("flux")
+    PIPELINES["flux"]().save_pretrained(place / "teacher")
+    teacher = load_teacher(place / "teacher", options=LoadOptions(height=16, width=16))
+    with pytest.MonkeyPatch.context() as patch:
+        check_exports_here(patch)
+        export(teacher.student(), teacher, StepPlan.uniform(4), place / "student")
+    return place / "teacher", place / "student"
+
+
+def test_a_sample_depends_on_its_seed_alone(folders: tuple[Path, Path]) -> None:
+    """The same image for the same seed and prompt, whatever stands beside it; and torch's own
+    generator is left as it was."""
+    student = load_student(folders[1])
+    before = torch.get_rng_state()
+    three = student.sample(["a cat", "a dog", "a cat"], [5, 6, 7], 4)
+    alone = student.sample(["a dog"], [6], 4)
+    assert torch.equal(three[1:2], alone)
+    assert not torch.equal(three[0], three[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_comparison_is_one_labelled_grid(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of the teacher and one for each number of steps, each below its latency."""
+    teacher, student = folders
+    asked = ["--prompt", "a red fox", "a blue car", "--steps", "1", "4", "--num", "3"]
+    compared = ["--compare", teacher, "--compare_steps", "2"]
+    assert run("sample", student, *asked, *compared, "--output", tmp_path / "grid.png") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0:2] for line in said[:3]] == [
+        ["teacher", " 2 steps"],
+        ["student", " 1 step"],
+        ["student", " 4 steps"],
+    ]
+    assert all(line.endswith(" ms an image") for line in said[:3])
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape[0] == 3 * (48 + 18 + 2) - 2
+    assert grid.shape[1] >= 3 * 50 - 2
+    rows = [grid[top : top + 18] for top in (0, 68, 136)]
+    assert all((row == 255).mean() > 0.5 and (row < 64).any() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "told by text: give --prompt"),
+        (["--prompt", "a", "--labels", "1"], "told by text: give --prompt, and no labels"),
+        (["--prompt", "a", "--guidance_scale", "5"], "was trained without guidance"),
+        (["--prompt", "a", "--steps", "3"], "4 trained steps: use one of [1, 2, 4]"),
+        (["--prompt", "a", "--steps", "1", "2", "--output", "folder"], "need a .png"),
+    ],
+)
+def test_what_cannot_be_sampled(
+    folders: tuple[Path, Path],
+    options: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A sentence, and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    assert run("sample", folders[1], *options) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_guidance_on_a_student_when_asked(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """--anyway passes it on to the pipeline: the image is another one."""
+    asked = ["sample", folders[1], "--prompt", "a", "--num", "1", "--output"]
+    assert run(*asked, tmp_path / "plain.png") == 0
+    assert run(*asked, tmp_path / "guided.png", "--guidance_scale", "9", "--anyway") == 0
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "guided.png").read_bytes()
+
+
+def test_several_values_after_an_option() -> None:
+    """Numbers end at the next word, texts at the next option; a written list stays."""
+    lists = {"steps": int, "prompt": str}
+    for given, expected in (
+        ("--steps 1 2 4 folder", ["--steps=[1, 2, 4]", "folder"]),
+        ("--prompt a b --seed 3", ['--prompt=["a", "b"]', "--seed", "3"]),
+        ("--steps [1,2] --seed 3", ["--steps", "[1,2]", "--seed", "3"]),
+        ("--steps=3", ["--steps=[3]"]),
+        ("--seed 3 folder", ["--seed", "3", "folder"]),
+    ):
+        assert gathered(given.split(), lists) == expected
