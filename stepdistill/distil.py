@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +24,10 @@ from .data import Data, TensorData
 from .data.digits import digits, digits_data
 from .data.images import ImageFolder, load_image_folder
 from .data.prompts import read_prompts
+from .ema import EMA
 from .errors import UserError
 from .export import claim, export, export_lora
-from .fit import FitConfig, FitResult, fit
+from .fit import FitConfig, FitResult, Hook, fit
 from .grids import save_grid
 from .methods import METHODS
 from .methods.base import Method
@@ -57,6 +60,10 @@ class DistilOptions:
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         evaluate_samples: samples a measurement during training, on built-in data
         export: what is written at the end: a whole pipeline "folder", a "lora", or "both"
+        export_every: iterations between students written to students/NNNNNN; 0: at the end alone
+        validation_prompts: of the grids, for a teacher that is told by text
+        hooks: functions "module:name" to call after each iteration, see fit.Hook
+        dry_run: do one iteration of one micro-batch in output/dry_run, and export it
     """
 
     teacher: str
@@ -69,11 +76,15 @@ class DistilOptions:
     skip_corrupt: bool = False
     evaluate_samples: int = 2_000
     export: Literal["folder", "lora", "both"] = "folder"
+    export_every: int = 0
+    validation_prompts: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "evaluate_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("steps", 1), ("evaluate_samples", 1), ("export_every", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 def read_settings(name: str, arguments: Sequence[str] | None) -> Settings:
@@ -89,6 +100,8 @@ def read_settings(name: str, arguments: Sequence[str] | None) -> Settings:
 def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     """Train method ``name`` in its run folder, export the averaged generator, write the report."""
     settings = read_settings(name, arguments)
+    if settings.get(DistilOptions).dry_run:
+        settings = one_iteration(settings, METHODS[name].Config)
     options = settings.get(DistilOptions)
     with_tracker = importlib.util.find_spec("tensorboard") is not None
     accelerator = Accelerator(
@@ -100,6 +113,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     method = build_method(name, settings, teacher)
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
+    check_export(options, settings.get(LoRAOptions), teacher)
     run = RunFolder(options.output)
     with run if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
@@ -133,6 +147,56 @@ def _export(
                 write(name, method, teacher, folder, iteration)
             written.append(folder)
     return written
+
+
+def exports_on_the_way(
+    name: str, teacher: Teacher, run: RunFolder, settings: Settings, accelerator: Accelerator
+) -> list[Hook]:
+    """The hook that writes ``students/NNNNNN``, if there is to be one."""
+    every = settings.get(DistilOptions).export_every
+
+    def write(iteration: int, method: Method, ema: EMA) -> None:
+        if iteration % every == 0 and accelerator.is_main_process:
+            with ema.applied():
+                folder = run.path / "students" / f"{iteration:06d}"
+                export_student(name, method, teacher, folder, iteration)
+
+    return [write] if every else []
+
+
+def own_hooks(options: DistilOptions) -> list[Hook]:
+    """The functions that ``hooks`` names. UserError for one that is not there."""
+    found: list[Hook] = []
+    for hook in options.hooks:
+        module, _, name = hook.partition(":")
+        try:
+            found.append(getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"hooks names {hook}, write module:function: {error}") from error
+    return found
+
+
+def one_iteration(settings: Settings, method: type[Any]) -> Settings:
+    """The same run, cut to one iteration of one micro-batch that updates every role."""
+    options, config = settings.get(DistilOptions), settings.get(FitConfig)
+    output = Path(options.output) / "dry_run"
+    if (output / "config.yaml").exists():  # an earlier dry run
+        shutil.rmtree(output)
+    micro = config.batch_size // config.accumulate
+    short: dict[str, Any] = {
+        **{"max_steps": 1, "batch_size": micro, "accumulate": 1, "lr_warmup": 0, "lr_decay": 0},
+        **{"log_every": 1, "save_every": 1, "sample_every": 1, "evaluate_every": 0},
+    }
+    own = settings.get(method)
+    if hasattr(own, "critic_steps"):
+        own = replace(own, critic_steps=1)
+    parts = {
+        **settings.parts,
+        DistilOptions: replace(options, output=str(output), export_every=0),
+        FitConfig: replace(config, **short),
+        method: own,
+    }
+    return Settings(parts, {**settings.resolved, **short, "output": str(output)})
 
 
 def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
@@ -182,6 +246,19 @@ def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> N
         needs = next(need for need in METHODS[name].card.needs if need.startswith("data"))
         raise UserError(f"{name} needs {needs}, and {teacher.name} brings none: give --data")
     teacher.check_plan(method.plan)
+
+
+def check_export(options: DistilOptions, lora: LoRAOptions, teacher: Teacher) -> None:
+    """UserError for a LoRA that there will not be, or that the stock pipeline cannot load."""
+    if options.export == "folder":
+        return
+    if lora.rank == 0:
+        raise UserError(f"export={options.export} needs LoRA roles: give --lora.rank")
+    if not hasattr(teacher.pipeline, "save_lora_weights"):
+        raise UserError(
+            f"{teacher.family.card.pipeline} cannot load LoRA weights: use --export folder, which "
+            "has them merged"
+        )
 
 
 def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
@@ -286,7 +363,8 @@ def _fit(
         evaluate=digits_evaluation(method, teacher, options.evaluate_samples)
         if on_digits
         else None,
-        draw_samples=sample_grids(method, teacher, run.samples),
+        draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),
+        hooks=[*exports_on_the_way(name, teacher, run, settings, accelerator), *own_hooks(options)],
         resume=options.resume,
     )
 
@@ -315,12 +393,17 @@ def digits_evaluation(
     return evaluate
 
 
-def sample_grids(method: Method, teacher: Teacher, folder: Path) -> Callable[[int], None]:
-    """Draws ``folder``/NNNNNN.png: two rows of the teacher above two of the student, same seeds."""
+def sample_grids(
+    method: Method, teacher: Teacher, folder: Path, prompts: Sequence[str] = ()
+) -> Callable[[int], None]:
+    """Draws ``folder``/NNNNNN.png: two rows of the teacher above two of the student, same seeds.
+
+    The columns are classes, or ``prompts``, by default some of the family's.
+    """
     columns = min(teacher.num_classes or MOST_COLUMNS, MOST_COLUMNS)
     if teacher.is_told_by_text:
-        columns = TEXT_COLUMNS
-    cond = teacher.encode(teacher.examples(columns))
+        columns = len(prompts) or TEXT_COLUMNS
+    cond = teacher.encode(list(prompts) or teacher.examples(columns))
     rows = [range(columns), range(columns, 2 * columns)]
     teacher_rows: list[Tensor] = []
 

@@ -35,6 +35,8 @@ from .runs import RunFolder
 from .signals import StopSignals
 
 Metrics = Mapping[str, float]
+# (iteration, method, average of the generator's weights): whatever someone wants done beside
+Hook = Callable[[int, Method, EMA], None]
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,17 @@ def fit(
     accelerator: Accelerator | None = None,
     evaluate: Callable[[], Metrics] | None = None,
     draw_samples: Callable[[int], None] | None = None,
+    hooks: Sequence[Hook] = (),
     resume: bool = True,
 ) -> FitResult:
     """Train ``method`` on ``data`` in the folder ``run``, going on from its newest checkpoint.
 
     ``evaluate`` and ``draw_samples`` are called with the averaged generator in place; the metric
     ``fid`` of ``evaluate`` decides which checkpoint is kept as the best. ``settings`` are compared
-    on resume. Raises UserError for settings that cannot run and NonFiniteError for NaN or Inf; on
-    SIGTERM or SIGINT it finishes the iteration, saves, and returns with ``interrupted`` set.
+    on resume. ``hooks`` are called after each iteration, on every process, once it is saved and
+    measured where that was due. Raises UserError for settings that cannot run and NonFiniteError
+    for NaN or Inf; on SIGTERM or SIGINT it finishes the iteration, saves, and returns with
+    ``interrupted`` set.
     """
     accelerator = accelerator or Accelerator(mixed_precision="no")
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
@@ -96,6 +101,8 @@ def fit(
                 progress.training(iteration, loop.read_logs())
             if config.due("save", iteration) or measured is not None or interrupted:
                 loop.save(iteration, measured)
+            for hook in hooks:
+                hook(iteration, method, loop.ema)
     return FitResult(iteration, interrupted, loop.ema, dict(metrics))
 
 
