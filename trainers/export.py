@@ -2,6 +2,7 @@
 
 stepdistill export runs/dmd2 --output student            # the best measured checkpoint
 stepdistill export runs/dmd2 --output student --checkpoint 1500
+stepdistill export runs/dmd2 --output student --push_to_hub me/my-student
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.distil import export_checkpoint
+from stepdistill.sharing import push_to_hub
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,15 @@ class Options:
         run: the run folder
         output: the folder to write; default: RUN/student
         checkpoint: its iteration; default: the best measured one, or the newest
+        push_to_hub: also upload it to this repository, owner/name
+        private: make a new repository private
     """
 
     run: str
     output: str = ""
     checkpoint: int | None = None
+    push_to_hub: str = ""
+    private: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = Path(options.output) if options.output else Path(options.run) / "student"
     source = export_checkpoint(Path(options.run), output, options.checkpoint)
     print(f"{output} (from {source})")
+    if options.push_to_hub:
+        print(push_to_hub(output, options.push_to_hub, options.private))
 
 
 if __name__ == "__main__":

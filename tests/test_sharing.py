@@ -1,0 +1,70 @@
+"""Uploading a student: what is sent where, and what a refusal says. The hub itself is faked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+
+from stepdistill.errors import StepDistillError, UserError
+from stepdistill.sharing import push_to_hub
+
+HOST = "https://hub.example"
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """As little of one as the upload looks at."""
+    (tmp_path / "stepdistill.json").write_text(json.dumps({"plan": {}}))
+    return tmp_path
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The calls that the hub's client would have sent."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def create(_: object, name: str, **given: Any) -> huggingface_hub.RepoUrl:
+        calls.append(("create", {"name": name, **given}))
+        return huggingface_hub.RepoUrl(f"{HOST}/{name}", endpoint=HOST)
+
+    def upload(_: object, **given: Any) -> None:
+        calls.append(("upload", given))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    return calls
+
+
+def test_the_whole_folder_is_sent(student: Path, hub: list[tuple[str, dict[str, Any]]]) -> None:
+    """The repository is made first, private when asked, and its address comes back."""
+    address = push_to_hub(student, "me/fast", private=True)
+    assert address == f"{HOST}/me/fast"
+    assert hub[0] == ("create", {"name": "me/fast", "private": True, "exist_ok": True})
+    assert hub[1][0] == "upload"
+    assert hub[1][1]["repo_id"] == "me/fast"
+    assert hub[1][1]["folder_path"] == student
+
+
+def test_refusals(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a student, not a name, no right: a sentence each."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no exported student"):
+        push_to_hub(tmp_path / "empty", "me/fast")
+    with pytest.raises(UserError, match="is no name of a repository"):
+        push_to_hub(student, "me/fast/er")
+
+    class Refusal(HfHubHTTPError):
+        def __init__(self) -> None:
+            OSError.__init__(self, "401 Unauthorized")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Refusal
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(StepDistillError, match=r"401.*hf auth login.*the folder itself is whole"):
+        push_to_hub(student, "me/fast")
