@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .methods import ECT as ECT
     from .methods import DMD2Config as DMD2Config
     from .methods import ECTConfig as ECTConfig
+    from .methods import Regression as Regression
+    from .methods import RegressionConfig as RegressionConfig
     from .plans import StepPlan as StepPlan
     from .roles import LoRAOptions as LoRAOptions
     from .teachers import load_teacher as load_teacher
@@ -33,14 +35,16 @@ _HOMES = {
     "ECTConfig": "methods",
     "FitConfig": "fit",
     "LoRAOptions": "roles",
+    "Regression": "methods",
+    "RegressionConfig": "methods",
     "StepPlan": "plans",
     "export": "export",
     "fit": "fit",
     "load_teacher": "teachers",
 }
 
-__all__ = ["DMD2", "ECT", "DMD2Config", "ECTConfig", "FitConfig", "LoRAOptions", "StepPlan"]
-__all__ += ["export", "fit", "load_teacher"]
+__all__ = ["DMD2", "ECT", "DMD2Config", "ECTConfig", "FitConfig", "LoRAOptions", "Regression"]
+__all__ += ["RegressionConfig", "StepPlan", "export", "fit", "load_teacher"]
 
 
 class _Package(ModuleType):

@@ -18,6 +18,7 @@ from .errors import StepDistillError, UserError
 # command -> (module to run, one line of help)
 COMMANDS = {
     "quickstart": ("trainers.quickstart", "distil the built-in digits teacher and measure it"),
+    "precompute": ("trainers.precompute", "encode prompts or images once, or sample pairs"),
     "train": ("", "train METHOD: distil a teacher with one of the methods"),
     "sample": ("evals.generate", "sample a student into a grid or a folder"),
     "export": ("trainers.export", "write a checkpoint's student as a diffusers folder"),

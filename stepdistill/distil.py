@@ -23,16 +23,19 @@ from .config import Settings, parse, write_yaml
 from .data import Data, TensorData
 from .data.digits import digits, digits_data
 from .data.images import ImageFolder, load_image_folder
-from .data.prompts import read_prompts
+from .data.sharded_data import ShardedData
 from .ema import EMA
+from .encoding import read_told
 from .errors import UserError
 from .export import claim, export, export_lora
 from .fit import FitConfig, FitResult, Hook, fit
 from .grids import save_grid
+from .initial import start_from
 from .methods import METHODS
 from .methods.base import Method
 from .metrics.quality import measure
 from .plans import StepPlan
+from .precomputed import check_teacher, find_precomputed, stored
 from .report import write_report
 from .roles import LoRAOptions, Role, has_adapters, merged
 from .runs import RunFolder
@@ -50,11 +53,13 @@ class DistilOptions:
     Args:
         teacher: a built-in name (digits), a diffusers folder or a hub id
         output: the run folder; the student lies in its student folder
-        data: "digits" or a folder of images, by class in sub-folders; default: the built-in
-            teacher's own, or none for a method that needs none
+        data: "digits", a folder of images, by class in sub-folders, or one of stepdistill
+            precompute; default: the built-in teacher's own, or none for a method that needs none
         prompts: of a teacher that is told by text: a .txt, .jsonl, .csv or .parquet file, or the
             name of a data set
         steps: network calls a sample of the student
+        init: a student's folder, or the folder of the run that made it: the generator starts from
+            its weights instead of the teacher's
         times: the student's times instead, falling, in (0, 1]; default: evenly spaced from 1
         resume: go on from the newest checkpoint in output; false starts over in an empty folder
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
@@ -70,6 +75,7 @@ class DistilOptions:
     output: str
     data: str = ""
     prompts: str = ""
+    init: str = ""
     steps: int = 1
     times: tuple[float, ...] = ()
     resume: bool = True
@@ -109,8 +115,10 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         log_with="tensorboard" if with_tracker else None,
         project_dir=options.output if with_tracker else None,
     )
-    teacher = load_teacher(options.teacher, accelerator.device, settings.get(LoadOptions))
+    teacher = read_teacher(settings, accelerator.device)
     method = build_method(name, settings, teacher)
+    if options.init:
+        start_from(Path(options.init), method.roles["generator"], teacher)
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
@@ -216,12 +224,21 @@ def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
     if name not in METHODS:
         raise UserError(f"{run} is not a run of stepdistill train: its checkpoints name no method")
     settings = read_settings(name, ["--config", str(run / "config.yaml")])
-    options = settings.get(DistilOptions)
-    teacher = load_teacher(options.teacher, options=settings.get(LoadOptions))
+    teacher = read_teacher(settings)
     method = build_method(name, settings, teacher)
     checkpoint.load_average(path, method.roles["generator"])
     export_student(name, method, teacher, output, int(path.name))
     return path
+
+
+def read_teacher(settings: Settings, device: torch.device | str = "cpu") -> Teacher:
+    """The teacher; on precomputed samples without what they stand in for, as grids allow."""
+    options = settings.get(DistilOptions)
+    found = find_precomputed(options.data)
+    held = None
+    if found is not None:
+        held = stored(found, decodes=settings.get(FitConfig).sample_every > 0)
+    return load_teacher(options.teacher, device, settings.get(LoadOptions), held)
 
 
 def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
@@ -242,7 +259,18 @@ def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
 
 def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> None:
     """UserError before any long work: data the method lacks, a plan the pipeline cannot follow."""
-    if method.needs_data and isinstance(data, TensorData) and data.x0 is None:
+    if any(need.startswith("pairs") for need in METHODS[name].card.needs):
+        if not (isinstance(data, ShardedData) and "z" in data.names):
+            raise UserError(
+                f"{name} learns from pairs of noise and sample: make some with stepdistill "
+                "precompute --pairs, and give their folder as --data"
+            )
+    elif method.needs_data and isinstance(data, ShardedData) and "x0" not in data.names:
+        raise UserError(
+            f"{name} needs real samples, and {data.folder} holds conditionings alone: precompute "
+            "images with --data"
+        )
+    elif method.needs_data and isinstance(data, TensorData) and data.x0 is None:
         needs = next(need for need in METHODS[name].card.needs if need.startswith("data"))
         raise UserError(f"{name} needs {needs}, and {teacher.name} brings none: give --data")
     teacher.check_plan(method.plan)
@@ -275,7 +303,7 @@ def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
         if isinstance(data, ImageFolder):
             counts = {"data/images": len(data), "data/skipped": len(data.skipped)}
             run.log({"iteration": 0, **counts})
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFolder | ShardedData):
         print(data.describe(), file=sys.stderr)
 
 
@@ -286,14 +314,30 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
     """
     shape, classes = teacher.sample_shape, teacher.num_classes
     source = options.data or (options.teacher if options.teacher == "digits" else "")
+    if found := find_precomputed(source):
+        if options.prompts:
+            raise UserError(f"{source} brings its own prompts: leave --prompts out")
+        check_teacher(found, teacher)
+        return found
     if options.prompts:
         return encoded_prompts(options, teacher)
     if not source:
         if teacher.is_told_by_text:
-            raise UserError(f"{options.teacher} is told by text: give --prompts")
+            raise UserError(
+                f"{options.teacher} is told by text: give --prompts, or precomputed samples as "
+                "--data"
+            )
         return TensorData(None, teacher.encode(range(classes or 1)))
     if teacher.is_told_by_text:
-        raise UserError(f"{options.teacher} is told by text: {source} would need captions")
+        raise UserError(
+            f"{options.teacher} is told by text: give images with captions to stepdistill "
+            f"precompute --data {source}, and its folder as --data here"
+        )
+    if shape != teacher.family.pixel_shape(teacher):
+        raise UserError(
+            f"{options.teacher} samples latents: give the images to stepdistill precompute --data "
+            f"{source}, and its folder as --data here"
+        )
     if source == "digits":
         wrong = "the digits are 8x8 grey images of 10 classes"
         if shape != (1, 8, 8):
@@ -308,13 +352,7 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
 
 def encoded_prompts(options: DistilOptions, teacher: Teacher) -> Data:
     """The conditionings of all prompts, in memory."""
-    if not teacher.is_told_by_text:
-        raise UserError(
-            f"{options.teacher} is told by classes, not by prompts: leave --prompts out"
-        )
-    prompts = list(read_prompts(options.prompts))
-    if not prompts:
-        raise UserError(f"{options.prompts} holds no prompt")
+    prompts = list(read_told(teacher, options.prompts)[0])
     bar = tqdm(range(0, len(prompts), ENCODED_AT_ONCE), "encoding prompts", disable=None)
     parts = [teacher.encode(prompts[i : i + ENCODED_AT_ONCE]).to("cpu") for i in bar]
     return TensorData(None, Conditioning.cat(parts))
@@ -351,7 +389,7 @@ def _fit(
     teacher: Teacher,
 ) -> FitResult:
     options = settings.get(DistilOptions)
-    compared = ("teacher", "load", "data", "prompts", "steps", "times", "method", "lora")
+    compared = ("teacher", "load", "data", "prompts", "init", "steps", "times", "method", "lora")
     on_digits = (options.data or options.teacher) == "digits"
     return fit(
         method,
@@ -403,7 +441,7 @@ def sample_grids(
     columns = min(teacher.num_classes or MOST_COLUMNS, MOST_COLUMNS)
     if teacher.is_told_by_text:
         columns = len(prompts) or TEXT_COLUMNS
-    cond = teacher.encode(list(prompts) or teacher.examples(columns))
+    cond = teacher.encode(list(prompts)) if prompts else teacher.shown(columns)
     rows = [range(columns), range(columns, 2 * columns)]
     teacher_rows: list[Tensor] = []
 

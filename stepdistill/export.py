@@ -39,6 +39,7 @@ def export(
     differ too much.
     """
     assert isinstance(generator, Denoiser)
+    teacher = teacher.whole()
     call = teacher.family.call
 
     def write(place: Path, record: Record) -> float:
@@ -65,6 +66,7 @@ def export_lora(
     UserError for a pipeline that cannot load a LoRA.
     """
     assert isinstance(generator, Denoiser)
+    teacher = teacher.whole()
 
     def call(teacher: Teacher, prompts: Any) -> dict[str, Any]:
         unguided = teacher.family.guidance_call(teacher.pipeline, 1.0)

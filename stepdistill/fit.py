@@ -209,7 +209,7 @@ class _Loop:
                 for role in roles:
                     stack.enter_context(role.unsynchronised(self.accelerator, i < count - 1))
                 with autocast(enabled=self.config.bf16):
-                    loss = loss_of(Batch(micro.x0, micro.cond, draws))
+                    loss = loss_of(Batch(micro.x0, micro.cond, draws, micro.z))
                 torch.autograd.backward(loss.value / count)
             for term, value in {"loss": loss.value, **loss.logs}.items():
                 terms[term] = terms.get(term, 0) + value.detach() / count

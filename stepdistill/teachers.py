@@ -57,6 +57,19 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a precomputed folder holds in place of a teacher's encoders, which are then not loaded.
+
+    ``null_cond`` is the Teacher's, ``shown`` are the conditionings of some of its examples. Without
+    ``decodes`` the autoencoder has no weights either.
+    """
+
+    null_cond: Conditioning | None
+    shown: Conditioning
+    decodes: bool = False
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A frozen model and what its family knows: how to condition it, and how to export a student.
 
@@ -64,7 +77,7 @@ class Teacher:
     ``null_cond`` is the conditioning of one unconditional sample, None if the model has none;
     ``num_classes`` is None for a model that is told something else than a class. ``pipeline`` is
     the stock diffusers pipeline whose network ``denoiser`` calls, and ``source`` what loads it: a
-    folder's whole path, or a hub id.
+    folder's whole path, or a hub id. A teacher with ``stored`` conditionings has no encoders.
     """
 
     name: str
@@ -76,15 +89,36 @@ class Teacher:
     pipeline: Any = None
     source: str = ""
     options: LoadOptions = LoadOptions()
+    stored: Stored | None = None
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Any]) -> Conditioning:
-        """Prompts, or class numbers -> Conditioning."""
+        """Prompts, or class numbers -> Conditioning. UserError without the encoders they need."""
+        if not self.has_encoders:
+            raise UserError(
+                f"{self.name} was loaded without its text encoders, for precomputed samples: load "
+                "it whole to encode prompts"
+            )
         return self.family.encode(self, prompts)
+
+    @property
+    def has_encoders(self) -> bool:
+        """Whether it can encode what it is told by; classes need no encoder."""
+        return self.stored is None or not self.is_told_by_text
+
+    def whole(self) -> Teacher:
+        """With its encoders and its autoencoder's weights, loaded if they were left out."""
+        return self if self.stored is None else self.family.completed(self)
 
     def probe(self) -> Conditioning:
         """The conditioning of one sample, to find shapes with."""
-        return self.encode(self.examples(1))
+        return self.shown(1)
+
+    def shown(self, count: int) -> Conditioning:
+        """The conditionings of ``examples(count)``; stored ones repeat."""
+        if self.stored is None or self.has_encoders:
+            return self.encode(self.examples(count))
+        return self.stored.shown.select(torch.arange(count) % self.stored.shown.batch_size)
 
     def examples(self, count: int) -> list[Any]:
         """``count`` prompts, or class numbers, to try the model with."""
@@ -130,15 +164,21 @@ def load_teacher(
     source: str | Path,
     device: torch.device | str = "cpu",
     options: LoadOptions | None = None,
+    stored: Stored | None = None,
 ) -> Teacher:
     """Load a teacher by built-in name, folder or hub id; its network goes onto ``device``.
 
-    Raises UserError if it is missing, damaged, not in diffusers format, or of an unknown family.
+    With ``stored`` conditionings its encoders stay out of memory. Raises UserError if it is
+    missing, damaged, not in diffusers format, or of an unknown family.
     """
     folder = folder_of(str(source))
     family = families.of_pipeline(str(read_model_index(folder).get("_class_name")), str(source))
     try:
-        teacher = family.load(folder, read_card(folder), options or LoadOptions())
+        card, options = read_card(folder), options or LoadOptions()
+        if stored is None:
+            teacher = family.load(folder, card, options)
+        else:
+            teacher = family.load_without_encoders(folder, card, options, stored)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{source} could not be loaded, its files look damaged: {first_line(error)}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..denoisers import Backbone
 from ..errors import UserError
-from ..teachers import LoadOptions, Teacher
+from ..teachers import LoadOptions, Stored, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily
 
@@ -94,6 +94,15 @@ class DiT(LatentFamily):
 
     def settings(self, teacher: Teacher) -> dict[str, Any]:
         return dict(self.student_call)
+
+    def takes_size(self, teacher: Teacher, height: int, width: int) -> bool:
+        return (height, width) == self.pixel_size(teacher)
+
+    def load_without_encoders(
+        self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
+    ) -> Teacher:
+        teacher = super().load_without_encoders(folder, card, options, stored)
+        return replace(teacher, num_classes=teacher.pipeline.transformer.config.num_embeds_ada_norm)
 
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
         return (self.decode(teacher, x0) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)

@@ -25,7 +25,8 @@ from ..errors import UserError
 from ..plans import StepPlan
 
 if TYPE_CHECKING:
-    from ..teachers import LoadOptions, Teacher
+    from ..data.buckets import Cropped
+    from ..teachers import LoadOptions, Stored, Teacher
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class Family(ABC):
     @abstractmethod
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
         """The teacher in ``folder``; ``card`` is what stepdistill wrote there, {} for others'."""
+
+    def load_without_encoders(
+        self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
+    ) -> Teacher:
+        """The teacher that is told by ``stored`` conditionings; here there is nothing to save."""
+        return self.load(folder, card, options)
+
+    def completed(self, teacher: Teacher) -> Teacher:
+        """A teacher that was loaded without its encoders, with them."""
+        return teacher
 
     @abstractmethod
     def encode(self, teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
@@ -160,6 +171,22 @@ class Family(ABC):
     def encode_images(self, teacher: Teacher, pixels: Tensor) -> Tensor:
         """Pixels in [-1, 1] -> x0."""
         return pixels
+
+    def pixel_shape(self, teacher: Teacher) -> tuple[int, ...]:
+        """(channels, height, width) of what :meth:`encode_images` takes for the teacher's x0."""
+        return teacher.sample_shape
+
+    def takes_size(self, teacher: Teacher, height: int, width: int) -> bool:
+        """Whether the network samples images of so many pixels too; by default of its own alone."""
+        return (height, width) == self.pixel_shape(teacher)[1:]
+
+    def size_cond(self, teacher: Teacher, images: Sequence[Cropped]) -> Conditioning:
+        """What the model is told of the sizes of images, in place of those it is sampled with."""
+        return Conditioning.empty(len(images))
+
+    def student_weights(self, teacher: Teacher, student: Denoiser) -> dict[str, Tensor]:
+        """The weights of a student's exported folder, by their names in the teacher's network."""
+        return student.backbone.network.state_dict()
 
 
 EXAMPLES = ("a red fox in the snow", "an old lighthouse at dusk", "a bowl of oranges", "a blue car")

@@ -6,11 +6,14 @@ x0 is what the stock pipeline calls ``latents``: scaled for the network, before 
 from __future__ import annotations
 
 import copy
+import json
+import re
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -21,10 +24,11 @@ from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoiser, Denoises
 from ..errors import UserError
 from ..plans import StepPlan
-from ..teachers import LoadOptions, Teacher
+from ..teachers import LoadOptions, Stored, Teacher
 from . import schedulers
 from .family import Family, dtype_argument, frozen
 
+ENCODER = re.compile(r"(text|image)_encoder(_\d)?")  # components that make conditionings
 DEFAULT_STEPS = 30  # of a teacher: where most pipelines' samples stop changing to the eye
 
 
@@ -45,7 +49,27 @@ class LatentFamily(Family):
         pipeline = DiffusionPipeline.from_pretrained(folder, **dtype_argument(options.torch_dtype))
         return self.teacher(pipeline, str(folder), options)
 
-    def teacher(self, pipeline: Any, name: str, options: LoadOptions) -> Teacher:
+    def load_without_encoders(
+        self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
+    ) -> Teacher:
+        """Encoders are None in the pipeline; an autoencoder that is not needed has its config."""
+        out = left_out(folder, stored.decodes)
+        dtype = dtype_argument(options.torch_dtype)
+        pipeline = DiffusionPipeline.from_pretrained(folder, **out, **dtype)
+        return self.teacher(pipeline, str(folder), options, stored)
+
+    def completed(self, teacher: Teacher) -> Teacher:
+        parts = {k: v for k, v in teacher.pipeline.components.items() if is_loaded(v)}
+        dtype = dtype_argument(teacher.options.torch_dtype)
+        pipeline = DiffusionPipeline.from_pretrained(teacher.source, **parts, **dtype)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                frozen(part)
+        return replace(teacher, pipeline=pipeline, stored=None)
+
+    def teacher(
+        self, pipeline: Any, name: str, options: LoadOptions, stored: Stored | None = None
+    ) -> Teacher:
         """The Teacher of a pipeline that is already in memory; its networks are frozen."""
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -63,7 +87,10 @@ class LatentFamily(Family):
             num_classes=None,
             pipeline=pipeline,
             options=options,
+            stored=stored,
         )
+        if stored is not None and not teacher.has_encoders:
+            return replace(teacher, null_cond=stored.null_cond)
         return replace(teacher, null_cond=self.null(teacher))
 
     def network(self, pipeline: Any) -> nn.Module:
@@ -160,6 +187,33 @@ class LatentFamily(Family):
 
     def encode_images(self, teacher: Teacher, pixels: Tensor) -> Tensor:
         return encode(teacher.pipeline.vae, pixels)
+
+    def pixel_shape(self, teacher: Teacher) -> tuple[int, ...]:
+        return (3, *self.pixel_size(teacher))
+
+    def takes_size(self, teacher: Teacher, height: int, width: int) -> bool:
+        each = 2 * spatial_factor(teacher.pipeline)
+        return height % each == 0 and width % each == 0
+
+
+def left_out(folder: Path, decodes: bool) -> dict[str, Any]:
+    """The components that precomputed conditionings stand in for, as ``from_pretrained`` is given
+    them: no encoders, and an autoencoder without memory unless it ``decodes``.
+    """
+    index = json.loads((folder / "model_index.json").read_text())
+    found: dict[str, Any] = {name: None for name in index if ENCODER.fullmatch(name)}
+    if not decodes:
+        kind = getattr(diffusers, index["vae"][1])
+        with torch.device("meta"):
+            found["vae"] = kind.from_config(kind.load_config(folder, subfolder="vae"))
+    return found
+
+
+def is_loaded(part: Any) -> bool:
+    """Whether a component is there, with its weights."""
+    if isinstance(part, nn.Module):
+        return not any(parameter.is_meta for parameter in part.parameters())
+    return part is not None
 
 
 def spatial_factor(pipeline: Any) -> int:

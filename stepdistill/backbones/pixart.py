@@ -14,6 +14,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..data.buckets import Cropped
 from ..denoisers import Backbone
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
@@ -83,6 +84,14 @@ class PixArtAlpha(LatentFamily):
 
     def null(self, teacher: Teacher) -> Conditioning:
         return self.encode(teacher, [""])
+
+    def size_cond(self, teacher: Teacher, images: Sequence[Cropped]) -> Conditioning:
+        """The size and aspect ratio that each image was cut to."""
+        if teacher.pipeline.transformer.config.sample_size != self.sizes_from:
+            return super().size_cond(teacher, images)
+        sizes = torch.tensor([image.target_size for image in images]).float()
+        ratios = sizes[:, :1] / sizes[:, 1:]
+        return Conditioning({"resolution": sizes, "aspect_ratio": ratios})
 
     def _sizes(self, teacher: Teacher, like: Tensor) -> dict[str, Tensor]:
         """Resolution (B, 2) and aspect ratio (B, 1) in pixels, where the network takes them."""

@@ -140,6 +140,14 @@ class EDMPixels(Family):
         told: dict[str, Any] = {"batch_size": len(prompts)}
         return told if None in prompts else {**told, "class_labels": list(prompts)}
 
+    def student_weights(self, teacher: Teacher, student: Denoiser) -> dict[str, Tensor]:
+        """With the teacher's null class, which an export cuts off."""
+        found, name = super().student_weights(teacher, student), "class_embedding.weight"
+        if teacher.null_cond is not None and name in found:
+            own = teacher.denoiser.backbone.network.state_dict()[name]
+            found[name] = torch.cat([found[name], own[len(found[name]) :].to(found[name])])
+        return found
+
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
         return (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 

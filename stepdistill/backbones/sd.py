@@ -20,7 +20,7 @@ from ..denoisers import Backbone, Denoiser
 from ..plans import StepPlan
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
-from .latent import LatentFamily, latent_size
+from .latent import LatentFamily, encoder_device, latent_size
 
 GUIDANCE_EMBEDDING = 256  # width of the (ignored) guidance embedding of a student
 
@@ -72,7 +72,9 @@ class StableDiffusion(LatentFamily):
         return (pipeline.unet.config.in_channels, *size)
 
     def encode(self, teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
-        embeds, _ = teacher.pipeline.encode_prompt(list(prompts), None, 1, False)
+        embeds, _ = teacher.pipeline.encode_prompt(
+            list(prompts), encoder_device(teacher.pipeline), 1, False
+        )
         return Conditioning({"prompt_embeds": embeds})
 
     def null(self, teacher: Teacher) -> Conditioning:
@@ -84,6 +86,12 @@ class StableDiffusion(LatentFamily):
         files = super().save_lora(generator, teacher, plan, folder)
         lora_files.save_kohya(generator.backbone.network, folder / lora_files.KOHYA)
         return files
+
+    def student_weights(self, teacher: Teacher, student: Denoiser) -> dict[str, Tensor]:
+        """Without the guidance embedding that an export adds."""
+        own = teacher.denoiser.backbone.network.state_dict()
+        found = super().student_weights(teacher, student)
+        return {k: v for k, v in found.items() if k in own or not k.endswith("cond_proj.weight")}
 
     def student_networks(self, network: nn.Module) -> dict[str, nn.Module]:
         return {"unet": with_guidance_off(network)}

@@ -12,7 +12,7 @@ from ..conditioning import Conditioning
 from ..denoisers import Backbone
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
-from .latent import LatentFamily, encoder_device, latent_size, log_shift
+from .latent import LatentFamily, encoder_device, latent_size, log_shift, spatial_factor
 
 
 class SD3Backbone(Backbone):
@@ -62,6 +62,12 @@ class StableDiffusion3(LatentFamily):
     def mu(self, pipeline: Any, shape: tuple[int, ...]) -> float | None:
         patch = pipeline.transformer.config.patch_size
         return log_shift(pipeline.scheduler, shape[-2] // patch * (shape[-1] // patch))
+
+    def takes_size(self, teacher: Teacher, height: int, width: int) -> bool:
+        """Its table of positions has an end."""
+        config = teacher.pipeline.transformer.config
+        longest = config.pos_embed_max_size * config.patch_size * spatial_factor(teacher.pipeline)
+        return super().takes_size(teacher, height, width) and max(height, width) <= longest
 
     def encode(self, teacher: Teacher, prompts: Sequence[Any]) -> Conditioning:
         embeds, _, pooled, _ = teacher.pipeline.encode_prompt(

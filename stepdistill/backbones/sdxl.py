@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
+from ..data.buckets import Cropped
 from ..errors import UserError
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
@@ -63,6 +64,12 @@ class StableDiffusionXL(StableDiffusion):
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype)
         rows = time_ids.to(pooled.device).expand(len(prompts), -1)
         return Conditioning({"prompt_embeds": embeds, "text_embeds": pooled, "time_ids": rows})
+
+    def size_cond(self, teacher: Teacher, images: Sequence[Cropped]) -> Conditioning:
+        """The time ids of each image's own size and crop."""
+        return Conditioning(
+            {"time_ids": torch.tensor([image.time_ids for image in images]).float()}
+        )
 
     def null(self, teacher: Teacher) -> Conditioning:
         """The pipeline's own, zeros where its config says so; the sizes stay the sample's."""

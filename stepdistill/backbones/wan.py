@@ -164,8 +164,9 @@ class WanImageToVideo(WanTextToVideo):
         """The first frame's latents and mask, and its embedding where the network takes one."""
         pipeline, (height, width) = teacher.pipeline, self.pixel_size(teacher)
         pixels = pipeline.video_processor.preprocess(image, height=height, width=width)
+        pixels = pixels.to(pipeline.vae.device)
         frames = frames_call(teacher, teacher.sample_shape[1])["num_frames"]
-        like = torch.zeros(1, *teacher.sample_shape)
+        like = torch.zeros(1, *teacher.sample_shape, device=pixels.device)
         sizes = (teacher.sample_shape[0], height, width, frames)
         device = pixels.device
         _, condition = pipeline.prepare_latents(

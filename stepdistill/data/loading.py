@@ -35,12 +35,20 @@ class GroupedData(Data, Protocol):
     def groups(self) -> tuple[Sequence[int], ...]: ...
 
 
+@runtime_checkable
+class PairedData(Data, Protocol):
+    """Data whose x0 may be a teacher's own sample, from the noise ``z`` (B, *) that it gives."""
+
+    def noise(self, indices: list[int]) -> Tensor | None: ...
+
+
 @dataclass(frozen=True)
 class TensorData:
-    """Samples held in memory."""
+    """Samples held in memory; ``z`` is the noise that each x0 was made from, if one was."""
 
     x0: Tensor | None
     cond: Conditioning
+    z: Tensor | None = None
 
     def __len__(self) -> int:
         return self.cond.batch_size
@@ -50,14 +58,27 @@ class TensorData:
         index = torch.tensor(indices)
         return None if self.x0 is None else self.x0[index], self.cond.select(index)
 
+    def noise(self, indices: list[int]) -> Tensor | None:
+        """The z of the samples at ``indices``."""
+        return None if self.z is None else self.z[torch.tensor(indices)]
+
+
+class Read(NamedTuple):
+    """What is read of a micro-batch."""
+
+    x0: Tensor | None
+    cond: Conditioning
+    z: Tensor | None
+
 
 class _Fetch(Dataset[Any]):
     def __init__(self, data: Data) -> None:
         self.data = data
 
-    def __getitem__(self, indices: list[int]) -> Sample | StepDistillError:
+    def __getitem__(self, indices: list[int]) -> Read | StepDistillError:
         try:
-            return self.data.fetch(indices)
+            z = self.data.noise(indices) if isinstance(self.data, PairedData) else None
+            return Read(*self.data.fetch(indices), z)
         except StepDistillError as error:
             return error  # raised by the reader: torch would hide it in a worker's traceback
 
@@ -71,7 +92,7 @@ def order_of(data: Data, cut: Cut, seed: int, first: int, last: int) -> ShardedO
 
 def micro_batches(
     data: Data, order: ShardedOrder | GroupedOrder, workers: int = 0
-) -> Iterator[Sample]:
+) -> Iterator[Read]:
     """One micro-batch of ``order`` at a time, read by ``workers`` processes ahead."""
     fetch = _Fetch(data)
     for read in DataLoader(fetch, None, sampler=order, num_workers=workers, collate_fn=_as_it_is):
@@ -91,11 +112,13 @@ class Micro(NamedTuple):
     shards: range
     x0: Tensor | None
     cond: Conditioning
+    z: Tensor | None = None
 
     def to(self, device: torch.device) -> Micro:
         """Move it to ``device``."""
         x0 = None if self.x0 is None else self.x0.to(device, non_blocking=True)
-        return Micro(self.shards, x0, self.cond.to(device))
+        z = None if self.z is None else self.z.to(device, non_blocking=True)
+        return Micro(self.shards, x0, self.cond.to(device), z)
 
 
 def global_batches(

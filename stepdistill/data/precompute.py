@@ -37,10 +37,13 @@ def precompute(writer: ShardWriter, encode: Encode, ends: Sequence[int], batch_s
     """Settle the inputs 0 to ``ends[-1]`` and finish the folder of ``writer``, which is entered.
 
     ``encode`` gives a result for each input of a batch; batches follow each other from
-    ``writer.position`` on and cross no end in ``ends``. UserError if the disk is too small, told
-    from the first batch and before anything is written, or if the folder has other inputs.
+    ``writer.position`` on and cross no end in ``ends``. A finished folder that grows takes more
+    inputs. UserError if the disk is too small, told from the first batch and before anything is
+    written, or if the folder has other inputs.
     """
     total = ends[-1] if ends else 0
+    if writer.finished and writer.grows and writer.position < total:
+        writer.reopen()
     if writer.position > total or (writer.finished and writer.position < total):
         raise UserError(
             f"{writer.folder} was made from {writer.position:,} inputs, and there are {total:,} "

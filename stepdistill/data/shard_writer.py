@@ -22,11 +22,13 @@ from torch import Tensor
 from ..errors import NonFiniteError, StepDistillError, UserError
 from ..files import differences, flush, hold
 from .shards import (
+    BESIDE,
     HEADER,
     INDEX,
     LOCK,
     OURS,
     PARTIAL,
+    SHARD,
     Shard,
     check_shards,
     describe_shard,
@@ -42,14 +44,24 @@ class ShardWriter:
     ``add`` or ``leave_out``. ``made_from`` is what the samples depend on (the model, the source,
     the resolution): UserError if the folder holds samples made from something else. The folder at
     the end is the same to the last bit however often the writing was cut off.
+
+    ``beside`` are tensors that are of no sample, written once. A folder that ``grows`` can be gone
+    on with after it is finished, as if it had never been: its inputs are of one shape, and one more
+    changes none of the others.
     """
 
     def __init__(
-        self, folder: str | Path, made_from: Mapping[str, Any], shard_size: int = 1000
+        self,
+        folder: str | Path,
+        made_from: Mapping[str, Any],
+        shard_size: int = 1000,
+        beside: Mapping[str, Tensor] | None = None,
+        grows: bool = False,
     ) -> None:
         if shard_size < 1:
             raise UserError(f"shard_size must be at least 1, got {shard_size}")
         self.folder, self.shard_size = Path(folder), shard_size
+        self.beside, self.grows = dict(beside or {}), grows
         self.made_from = json.loads(
             json.dumps({**made_from, "shard_size": shard_size}, default=str)
         )
@@ -123,12 +135,20 @@ class ShardWriter:
         self._left_out.append(name)
         self.position += 1
 
+    def reopen(self) -> None:
+        """Go on with a finished folder that grows: its last shard, if it is not full, goes."""
+        (self.folder / INDEX).unlink()
+        self.shards, self.position, self.left_out, self.finished = [], 0, [], False
+        self._go_on()
+
     def finish(self) -> None:
         """Write the last shard and the index. UserError if there is no sample."""
         self._close()
         if not self.shards:
             raise UserError(f"none of {self.position} inputs gave a sample for {self.folder}")
+        beside = self.folder / BESIDE
         index = {
+            "beside": beside.stat().st_size if beside.exists() else 0,
             "inputs": self.position,
             "samples": sum(shard.samples for shard in self.shards),
             "left_out": self.left_out,
@@ -194,7 +214,10 @@ class ShardWriter:
             self.position, self.left_out = index["inputs"], index["left_out"]
             self.finished = True
             return
-        found = sorted((n for n in names if n.endswith(".safetensors")), key=lambda n: (len(n), n))
+        if self.beside:
+            with self._whole(BESIDE) as partial:
+                save_file(self.beside, partial)
+        found = sorted((n for n in names if SHARD.fullmatch(n)), key=lambda n: (len(n), n))
         for number, name in enumerate(found):
             if int(name.partition(".")[0]) != number:
                 raise UserError(
@@ -203,6 +226,8 @@ class ShardWriter:
                 )
             header = read_header(self.folder / name)
             self._check_made_from(header["made_from"], name)
+            if self.grows and describe_shard(self.folder / name).samples < self.shard_size:
+                return  # cut off by an end that has moved: it is written anew
             self._take(describe_shard(self.folder / name))
             self.position = header["inputs"]
             self.left_out += header["left_out"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..errors import UserError
-from .shards import CONDITION, Shard, check_shards, opened, read_header, read_index
+from .shards import BESIDE, CONDITION, Shard, check_shards, opened, read_header, read_index
 
 Version = tuple[Path, int]  # a file and when it was written: a new one is opened anew
 
@@ -57,6 +57,10 @@ class ShardedData:
         cond = {name.removeprefix(CONDITION): value for name, value in found.items()}
         return x0, Conditioning(cond, len(indices))
 
+    def noise(self, indices: list[int]) -> Tensor | None:
+        """The z of noise-image pairs, None if the folder holds none."""
+        return self.fetch_named(indices, ["z"])["z"] if "z" in self.names else None
+
     def fetch_named(self, indices: list[int], names: Sequence[str]) -> dict[str, Tensor]:
         """The rows of the tensors ``names``; UserError for one that the folder does not hold."""
         missing = [name for name in names if name not in self.names]
@@ -66,6 +70,14 @@ class ShardedData:
                 "with that"
             )
         return {name: self._rows(name, indices) for name in names}
+
+    def beside(self) -> dict[str, Tensor]:
+        """The tensors that are of no sample, by name."""
+        path = self.folder / BESIDE
+        if not path.exists():
+            return {}
+        with opened(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def texts(self, indices: list[int]) -> list[str]:
         """What was written beside the samples, such as their captions."""

@@ -1,6 +1,7 @@
 """The form of precomputed samples: sharded safetensors with an index.
 
 FOLDER/00000.safetensors ...  tensors by name, a row a sample, all rows of a shard of one shape
+FOLDER/beside.safetensors     tensors that are of no sample, such as the null conditioning
 FOLDER/index.json             what made them, and each shard's samples, shapes and bytes
 
 ``x0`` is the sample, ``cond.NAME`` its conditioning, other names are extras (``z`` of a noise-image
@@ -20,10 +21,12 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 
-INDEX, LOCK, PARTIAL, CONDITION = "index.json", ".lock", ".partial", "cond."
+INDEX, BESIDE, LOCK, PARTIAL = "index.json", "beside.safetensors", ".lock", ".partial"
+CONDITION = "cond."
 # one key: safetensors writes several in an order that changes from process to process
 HEADER = "stepdistill"
-OURS = re.compile(r"(\d{5,}\.safetensors|index\.json)(\.partial)?|\.lock")
+SHARD = re.compile(r"\d{5,}\.safetensors")
+OURS = re.compile(rf"({SHARD.pattern}|beside\.safetensors|index\.json)(\.partial)?|\.lock")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ def opened(path: Path) -> Any:
         ) from error
 
 
+def is_precomputed(folder: Path) -> bool:
+    """Whether ``folder`` holds precomputed samples, be they complete or not."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return any(SHARD.fullmatch(file.name.removesuffix(PARTIAL)) for file in files)
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """index.json; UserError if the folder has none, or a damaged one."""
     path = folder / INDEX
@@ -98,12 +107,15 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_shards(folder: Path, index: Mapping[str, Any]) -> None:
-    """UserError unless every shard of the index is there in full length."""
-    for shard in index["shards"]:
-        path = folder / shard["file"]
+    """UserError unless every file of the index is there in full length."""
+    sizes = {shard["file"]: shard["bytes"] for shard in index["shards"]}
+    if index.get("beside"):
+        sizes[BESIDE] = index["beside"]
+    for file, expected in sizes.items():
+        path = folder / file
         size = path.stat().st_size if path.is_file() else None
-        if size != shard["bytes"]:
-            what = "is missing" if size is None else f"has {size:,} of {shard['bytes']:,} bytes"
+        if size != expected:
+            what = "is missing" if size is None else f"has {size:,} of {expected:,} bytes"
             raise UserError(
                 f"{path} {what}: copy it again, or remove it, the later shards and {INDEX}, and "
                 "precompute again"

@@ -10,5 +10,7 @@ from .dmd2 import DMD2 as DMD2
 from .dmd2 import DMD2Config as DMD2Config
 from .ect import ECT as ECT
 from .ect import ECTConfig as ECTConfig
+from .regression import Regression as Regression
+from .regression import RegressionConfig as RegressionConfig
 
-METHODS: dict[str, Any] = {"dmd2": DMD2, "ect": ECT}
+METHODS: dict[str, Any] = {"dmd2": DMD2, "ect": ECT, "regression": Regression}

@@ -18,11 +18,15 @@ from ..roles import Role
 
 
 class Batch(NamedTuple):
-    """One micro-batch: real samples if the data has them, their conditioning, and the draws."""
+    """One micro-batch: samples if the data has them, their conditioning, and the draws.
+
+    ``z`` is the noise that a teacher's samples were made from, None for real samples.
+    """
 
     x0: Tensor | None
     cond: Conditioning
     draws: Draws
+    z: Tensor | None = None
 
 
 class Loss(NamedTuple):
@@ -60,7 +64,7 @@ class CriticMethod(Method, Protocol):
 
 @dataclass(frozen=True)
 class MethodCard:
-    """A row of ``stepdistill methods``. ``needs`` lists of: critic, data."""
+    """A row of ``stepdistill methods``. ``needs`` lists of: critic, data, pairs."""
 
     name: str
     title: str

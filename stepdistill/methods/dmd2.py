@@ -218,6 +218,8 @@ class DMD2:
         The random step is the same on all ranks.
         """
         shape = (batch.cond.batch_size, *self.sample_shape)
+        if batch.x0 is not None:  # real samples may come in several sizes
+            shape = tuple(batch.x0.shape)
         z = batch.draws.normal(*shape)
 
         def fresh_eps() -> Tensor:
