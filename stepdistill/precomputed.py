@@ -60,10 +60,12 @@ def stored(data: ShardedData, decodes: bool) -> Stored:
         return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
     null, shown = named(NULL), named(EXAMPLE)
+    shapes = [shard.shapes["x0"] for shard in data.shards if "x0" in shard.shapes]
     return Stored(
         Conditioning(null) if null else None,
         Conditioning(shown) if shown else Conditioning.empty(SHOWN),
         decodes,
+        tuple(map(min, zip(*shapes, strict=True))) if shapes else None,
     )
 
 

@@ -61,12 +61,14 @@ class Stored:
     """What a precomputed folder holds in place of a teacher's encoders, which are then not loaded.
 
     ``null_cond`` is the Teacher's, ``shown`` are the conditionings of some of its examples. Without
-    ``decodes`` the autoencoder has no weights either.
+    ``decodes`` the autoencoder has no weights either. ``smallest`` is the shape of x0 whose sides
+    are the shortest in the folder, None if it holds no x0.
     """
 
     null_cond: Conditioning | None
     shown: Conditioning
     decodes: bool = False
+    smallest: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Teacher:
     def probe(self) -> Conditioning:
         """The conditioning of one sample, to find shapes with."""
         return self.shown(1)
+
+    @property
+    def smallest_shape(self) -> tuple[int, ...]:
+        """Of the samples it is distilled on: a GAN's head is built for it and takes larger ones."""
+        return (self.stored and self.stored.smallest) or self.sample_shape
 
     def shown(self, count: int) -> Conditioning:
         """The conditionings of ``examples(count)``; stored ones repeat."""

@@ -51,8 +51,16 @@ from stepdistill.losses import (
     squared_error,
     vsd_gradient,
 )
-from stepdistill.methods import DMD2, ECT, Batch, DMD2Config, ECTConfig
-from stepdistill.plans import StepPlan
+from stepdistill.methods import (
+    DMD2,
+    ECT,
+    Batch,
+    DMD2Config,
+    ECTConfig,
+    Regression,
+    RegressionConfig,
+)
+from stepdistill.plans import StepPlan, start
 from stepdistill.roles import Role, full
 from stepdistill.schedules import (
     EDMSchedule,
@@ -61,6 +69,7 @@ from stepdistill.schedules import (
     VPSchedule,
     expand_like,
 )
+from stepdistill.solvers import ddim_step, heun_step, sample
 from stepdistill.times import LogNormalTimes, UniformTimes
 
 SCHEDULES = {
@@ -1156,3 +1165,72 @@ def test_a_batch_that_cannot_be_cut_is_refused():
     """B must be a multiple of the number of shards."""
     with pytest.raises(ValueError, match="cannot be cut"):
         Draws(0, 0, "critic", shards=(0, 1, 2)).normal(16)
+
+
+# --- regression on noise-image pairs ---------------------------------------------------------
+
+
+class Line(Backbone):
+    """The output a + b x, two numbers a dimension."""
+
+    def __init__(self, dimensions):
+        super().__init__(nn.Linear(1, 1))
+        self.a = nn.Parameter(torch.zeros(dimensions, dtype=torch.float64))
+        self.b = nn.Parameter(torch.ones(dimensions, dtype=torch.float64))
+
+    @property
+    def dtype(self):
+        return None
+
+    def forward(self, x, timestep, cond):
+        return self.a + self.b * x
+
+
+@pytest.mark.parametrize("time", [1.0, 0.4])
+@pytest.mark.parametrize("distance", [squared_error, pseudo_huber], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", ["vp", "edm", "flow"])
+def test_regression_finds_the_teachers_map_from_z_to_x0(name, distance, time):
+    """Of a Gaussian N(m, S^2) the ODE takes x_1, pure noise, to m + S (x_1 - alpha m)/sqrt(v), a line
+    in z: the optimum of every distance, whatever time the student is called at. Pairs are the
+    sampler's own, of the exact denoiser."""
+    schedule, m, std = SCHEDULES[name], MEANS[:1], STDS[:1]
+    teacher = GaussianMixture(schedule, m, std)
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(256, 2, generator=draw, dtype=torch.float64)
+    x_1, cond = start(StepPlan(), schedule, z), Conditioning.empty(len(z))
+    even = torch.linspace(1, 1e-3, 400, dtype=torch.float64).tolist()
+    x0 = sample(teacher, schedule, x_1, even, cond, ddim_step if name == "flow" else heun_step)
+    alpha, sigma = schedule(torch.ones(1, dtype=torch.float64))
+    closed = m + std * (x_1 - alpha * m) / (alpha**2 * std**2 + sigma**2).sqrt()
+    close(x0, closed, 0.02)
+
+    role = Role("generator", Denoiser(Line(2), schedule, PredictsX0()))
+    plan = StepPlan((time,))
+    method = Regression(role, plan, RegressionConfig(), distance)
+    batch = Batch(x0, cond, Draws(0, 1, "generator"), z)
+    line = role.module.backbone
+    optimizer = torch.optim.LBFGS([line.a, line.b], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = method.generator_loss(batch).value
+        value.backward()
+        return value
+
+    start_value = loss().item()
+    optimizer.step(loss)
+    assert loss().item() < 1e-3 * start_value
+    x_t = start(plan, schedule, z)
+    found = role.module(x_t, plan.time(0, x_t), cond).x0_hat
+    close(found.detach(), closed, 0.02)
+
+
+def test_regression_of_samples_without_their_noise_is_refused():
+    """Real samples are no pairs, and several steps are not trained by them."""
+    role = Role("generator", Denoiser(Line(2), SCHEDULES["flow"], PredictsX0()))
+    method = Regression(role, StepPlan(), RegressionConfig())
+    batch = Batch(torch.zeros(4, 2), Conditioning.empty(4), Draws(0, 1, "generator"))
+    with pytest.raises(UserError, match="make some with stepdistill precompute --pairs"):
+        method.generator_loss(batch)
+    with pytest.raises(UserError, match="trains one step, and the plan has 2"):
+        Regression(role, StepPlan.uniform(2), RegressionConfig())

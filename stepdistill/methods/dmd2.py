@@ -136,7 +136,7 @@ class DMD2:
         critic = trainable_role("critic", teacher.denoiser, lora, targets)
         gan = None
         if config.gan_weight > 0:
-            gan = CriticTrunk(build_head(teacher.denoiser, teacher.sample_shape, teacher.probe()))
+            gan = CriticTrunk(build_head(teacher.denoiser, teacher.smallest_shape, teacher.probe()))
         return cls(
             generator,
             critic,
