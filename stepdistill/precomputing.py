@@ -26,7 +26,7 @@ from .encoding import (
     sample_pairs,
 )
 from .errors import UserError
-from .teachers import LoadOptions, Teacher, load_teacher
+from .teachers import LoadOptions, Teacher, load_encoders, load_teacher
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ class Task:
 def precompute_folder(options: PrecomputeOptions, load: LoadOptions) -> ShardedData:
     """Write the folder that ``options`` ask for, or go on with it; what it then holds."""
     device = _device(options.device)
-    teacher = load_teacher(options.teacher, "cpu", load)
+    if options.pairs:
+        teacher = load_teacher(options.teacher, "cpu", load)
+    else:
+        teacher = load_encoders(options.teacher, load)
     task = _task(options, teacher)
     made_from = {
         "teacher": precomputed.described(teacher),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,15 @@ def built_in_worlds() -> list[str]:
     return sorted(p.parent.name for p in WORLDS.glob("*/teacher"))
 
 
+def load_encoders(source: str | Path, options: LoadOptions | None = None) -> Teacher:
+    """As :func:`load_teacher`, to encode with: the network has a config, and maybe no weights."""
+
+    def load(family: Family, folder: Path) -> Teacher:
+        return family.load_encoders(folder, read_card(folder), options or LoadOptions())
+
+    return _load(source, load)
+
+
 def load_teacher(
     source: str | Path,
     device: torch.device | str = "cpu",
@@ -178,19 +187,28 @@ def load_teacher(
     With ``stored`` conditionings its encoders stay out of memory. Raises UserError if it is
     missing, damaged, not in diffusers format, or of an unknown family.
     """
+
+    def load(family: Family, folder: Path) -> Teacher:
+        card, given = read_card(folder), options or LoadOptions()
+        if stored is None:
+            return family.load(folder, card, given)
+        teacher = family.load_without_encoders(folder, card, given, stored)
+        return replace(teacher, stored=stored)
+
+    teacher = _load(source, load)
+    teacher.denoiser.to(device)
+    return teacher
+
+
+def _load(source: str | Path, load: Callable[[Family, Path], Teacher]) -> Teacher:
     folder = folder_of(str(source))
     family = families.of_pipeline(str(read_model_index(folder).get("_class_name")), str(source))
     try:
-        card, options = read_card(folder), options or LoadOptions()
-        if stored is None:
-            teacher = family.load(folder, card, options)
-        else:
-            teacher = family.load_without_encoders(folder, card, options, stored)
+        teacher = load(family, folder)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{source} could not be loaded, its files look damaged: {first_line(error)}"
         ) from error
-    teacher.denoiser.to(device)
     hub = folder != Path(source) and str(source) not in built_in_worlds()
     return replace(teacher, name=str(source), source=str(source) if hub else str(folder.resolve()))
 

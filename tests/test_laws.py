@@ -1190,8 +1190,8 @@ class Line(Backbone):
 @pytest.mark.parametrize("distance", [squared_error, pseudo_huber], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
 def test_regression_finds_the_teachers_map_from_z_to_x0(name, distance, time):
-    """Of a Gaussian N(m, S^2) the ODE takes x_1, pure noise, to m + S (x_1 - alpha m)/sqrt(v), a line
-    in z: the optimum of every distance, whatever time the student is called at. Pairs are the
+    """Of a Gaussian N(m, S^2) the ODE takes noise x_1 to m + S (x_1 - alpha m)/sqrt(v), a line in
+    z: the optimum of every distance, whatever time the student is called at. Pairs are the
     sampler's own, of the exact denoiser."""
     schedule, m, std = SCHEDULES[name], MEANS[:1], STDS[:1]
     teacher = GaussianMixture(schedule, m, std)

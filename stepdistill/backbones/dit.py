@@ -104,5 +104,9 @@ class DiT(LatentFamily):
         teacher = super().load_without_encoders(folder, card, options, stored)
         return replace(teacher, num_classes=teacher.pipeline.transformer.config.num_embeds_ada_norm)
 
+    def load_encoders(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        teacher = super().load_encoders(folder, card, options)
+        return replace(teacher, num_classes=teacher.pipeline.transformer.config.num_embeds_ada_norm)
+
     def stock_output(self, teacher: Teacher, x0: Tensor) -> Tensor:
         return (self.decode(teacher, x0) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)

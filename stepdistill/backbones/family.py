@@ -72,6 +72,10 @@ class Family(ABC):
         """The teacher that is told by ``stored`` conditionings; here there is nothing to save."""
         return self.load(folder, card, options)
 
+    def load_encoders(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        """A teacher that encodes and is not sampled: its network may have no weights."""
+        return self.load(folder, card, options)
+
     def completed(self, teacher: Teacher) -> Teacher:
         """A teacher that was loaded without its encoders, with them."""
         return teacher

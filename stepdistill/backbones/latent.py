@@ -6,14 +6,11 @@ x0 is what the stock pipeline calls ``latents``: scaled for the network, before 
 from __future__ import annotations
 
 import copy
-import json
-import re
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -26,9 +23,9 @@ from ..errors import UserError
 from ..plans import StepPlan
 from ..teachers import LoadOptions, Stored, Teacher
 from . import schedulers
+from .components import is_loaded, load_pipeline, without_encoders, without_networks
 from .family import Family, dtype_argument, frozen
 
-ENCODER = re.compile(r"(text|image)_encoder(_\d)?")  # components that make conditionings
 DEFAULT_STEPS = 30  # of a teacher: where most pipelines' samples stop changing to the eye
 
 
@@ -53,15 +50,19 @@ class LatentFamily(Family):
         self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
     ) -> Teacher:
         """Encoders are None in the pipeline; an autoencoder that is not needed has its config."""
-        out = left_out(folder, stored.decodes)
-        dtype = dtype_argument(options.torch_dtype)
-        pipeline = DiffusionPipeline.from_pretrained(folder, **out, **dtype)
+        instead = without_encoders(folder, stored.decodes)
+        pipeline = load_pipeline(folder, instead, **dtype_argument(options.torch_dtype))
         return self.teacher(pipeline, str(folder), options, stored)
+
+    def load_encoders(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        instead = without_networks(folder)
+        pipeline = load_pipeline(folder, instead, **dtype_argument(options.torch_dtype))
+        return self.teacher(pipeline, str(folder), options)
 
     def completed(self, teacher: Teacher) -> Teacher:
         parts = {k: v for k, v in teacher.pipeline.components.items() if is_loaded(v)}
         dtype = dtype_argument(teacher.options.torch_dtype)
-        pipeline = DiffusionPipeline.from_pretrained(teacher.source, **parts, **dtype)
+        pipeline = load_pipeline(teacher.source, parts, **dtype)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 frozen(part)
@@ -194,26 +195,6 @@ class LatentFamily(Family):
     def takes_size(self, teacher: Teacher, height: int, width: int) -> bool:
         each = 2 * spatial_factor(teacher.pipeline)
         return height % each == 0 and width % each == 0
-
-
-def left_out(folder: Path, decodes: bool) -> dict[str, Any]:
-    """The components that precomputed conditionings stand in for, as ``from_pretrained`` is given
-    them: no encoders, and an autoencoder without memory unless it ``decodes``.
-    """
-    index = json.loads((folder / "model_index.json").read_text())
-    found: dict[str, Any] = {name: None for name in index if ENCODER.fullmatch(name)}
-    if not decodes:
-        kind = getattr(diffusers, index["vae"][1])
-        with torch.device("meta"):
-            found["vae"] = kind.from_config(kind.load_config(folder, subfolder="vae"))
-    return found
-
-
-def is_loaded(part: Any) -> bool:
-    """Whether a component is there, with its weights."""
-    if isinstance(part, nn.Module):
-        return not any(parameter.is_meta for parameter in part.parameters())
-    return part is not None
 
 
 def spatial_factor(pipeline: Any) -> int:
