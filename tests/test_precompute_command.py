@@ -24,15 +24,21 @@ from stepdistill.data.buckets import crop_to
 from stepdistill.data.captioned_images import Size
 from stepdistill.data.sharded_data import ShardedData, load_shards
 from stepdistill.denoisers import Denoiser
+from stepdistill.errors import UserError
 from stepdistill.initial import start_from
 from stepdistill.losses import squared_error
 from stepdistill.plans import StepPlan, start
-from stepdistill.precomputed import stored
+from stepdistill.precomputed import check_teacher, stored
 from stepdistill.roles import full
 from stepdistill.teachers import LoadOptions, Teacher, load_encoders, load_teacher
 
 PROMPTS = ["a red fox", "the sea at night, seen from afar", "one", "two old bikes", "a house"]
 Folder = Callable[[str], Path]
+
+
+def slowly(*names: str) -> list[Any]:
+    """Parameters whose tests are left out of the fast ones."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +117,7 @@ def untold(student: Path) -> dict[str, bytes]:
 GUIDED = {"sd15": 3.0, "sdxl": 3.0, "flux": 2.0, "sd3": 3.0}
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3"])
+@pytest.mark.parametrize("name", ["sd15", *slowly("sdxl", "flux", "sd3")])
 def test_training_from_precomputed_prompts_is_the_same_run(
     name: str, saved: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +162,8 @@ def test_the_stored_conditionings_are_the_teachers(saved: Folder, tmp_path: Path
     bare = load_teacher(folder, stored=found)
     assert same(bare.shown(3), whole.encode(whole.examples(4)).select(slice(3)))
     assert bare.shown(6).batch_size == 6
+    with pytest.raises(UserError, match="loaded without its text encoders"):
+        bare.encode(["a prompt"])
     assert bare.sample_shape == whole.sample_shape
 
 
@@ -181,6 +189,7 @@ def test_first_frames_are_prompts(saved: Folder, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student" / "image_encoder").is_dir()
 
 
+@pytest.mark.slow
 def test_grids_of_a_precomputed_run(saved: Folder, tmp_path: Path) -> None:
     """They need the autoencoder, which is then loaded, and the stored examples."""
     folder, file, out = saved("sd15"), prompts_file(tmp_path), tmp_path / "out"
@@ -264,7 +273,7 @@ class Killed(BaseException):
     """Instead of a kill."""
 
 
-@pytest.mark.parametrize("kind", ["prompts", "images", "pairs"])
+@pytest.mark.parametrize("kind", ["prompts", *slowly("images", "pairs")])
 def test_a_killed_precomputation_goes_on_to_the_same_files(
     kind: str, saved: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +307,7 @@ def test_a_killed_precomputation_goes_on_to_the_same_files(
 # ---- pairs
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "wan-t2v"])
+@pytest.mark.parametrize("name", ["sd15", *slowly("sdxl", "flux", "wan-t2v")])
 def test_pairs_are_the_stock_pipelines_samples(name: str, saved: Folder, tmp_path: Path) -> None:
     """x0 of pair i is what the stock pipeline makes of the noise of seed + i, and z is that noise;
     under guidance. The prompts repeat."""
@@ -420,9 +429,6 @@ def test_a_folder_that_does_not_fit(
 
 def test_a_network_of_other_widths(encoded: ShardedData, saved: Folder, tmp_path: Path) -> None:
     """SD 1.5's prompts are no prompts of SD 2.1, though both are of one family."""
-    from stepdistill.errors import UserError
-    from stepdistill.precomputed import check_teacher
-
     teacher = load_teacher(saved("sd15"))
     check_teacher(encoded, teacher)
     config = teacher.denoiser.backbone.network.config
@@ -590,6 +596,8 @@ def test_regression_on_the_digits_lowers_the_distance(tmp_path: Path) -> None:
     assert run("train", "regression", *given, *more) == 0
     student = full("generator", teacher.student())  # with the null class that exports lack
     start_from(tmp_path / "run", student, teacher)
+    rows = [r.backbone.network.class_embedding.weight for r in (student.module, teacher.denoiser)]
+    assert torch.equal(rows[0][10], rows[1][10])
     plan, pairs = StepPlan(tuple(times)), load_shards(unseen)
     x0, cond = pairs.fetch(list(range(64)))
     z = pairs.noise(list(range(64)))
