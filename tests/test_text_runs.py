@@ -81,7 +81,7 @@ def test_a_dry_run_is_one_iteration_of_one_micro_batch(place: Path, tmp_path: Pa
     [
         (["--hooks", "no_such_module:f"], "hooks names no_such_module:f, write module:function"),
         (["--hooks", "json:nothing"], "hooks names json:nothing"),
-        (["--data", "digits"], "told by text: digits would need captions"),
+        (["--data", "digits"], "told by text: give images with captions"),
         (["--prompts", "none.txt"], "none.txt"),
         (["--load.height", "17"], "height must be a multiple of"),
         (["--load.dtype", "int8"], "dtype must be one of float32, bfloat16, float16"),
