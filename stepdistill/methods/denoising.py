@@ -13,7 +13,7 @@ from ..conditioning import Conditioning
 from ..losses import squared_error
 from ..plans import StepPlan
 from ..roles import Role
-from ..times import LogNormalTimes
+from ..times import LogNormalTimes, TimeLaw, UniformTimes
 from .base import Batch, Loss
 
 
@@ -24,6 +24,7 @@ class DenoisingConfig:
     lr: float = 2e-3  # constant but for warm-up and decay
     noise_mean: float = -1.2  # P_mean
     noise_std: float = 1.2  # P_std
+    uniform_times: bool = False  # t ~ U(0, 1] instead, up to pure noise
     condition_dropout: float = 0.1  # how often the null conditioning is shown
 
 
@@ -34,6 +35,9 @@ class Denoising:
         self, generator: Role, config: DenoisingConfig, null_cond: Conditioning | None
     ) -> None:
         self.generator, self.config, self.null_cond = generator, config, null_cond
+        self.times: TimeLaw = LogNormalTimes(config.noise_mean, config.noise_std)
+        if config.uniform_times:
+            self.times = UniformTimes()
         self.plan = StepPlan()
         self.roles = {"generator": generator}
         self.updates: dict[str, tuple[str, ...]] = {"generator": ("generator",)}
@@ -46,8 +50,7 @@ class Denoising:
         if batch.x0 is None:
             raise TypeError("diffusion training learns from real samples")
         x0, schedule = batch.x0, self.generator.module.schedule
-        times = LogNormalTimes(self.config.noise_mean, self.config.noise_std)
-        t = times.draw(schedule, batch.draws, len(x0))
+        t = self.times.draw(schedule, batch.draws, len(x0))
         x_t = schedule.add_noise(x0, t, batch.draws.normal_like(x0))
         cond = batch.cond
         if self.null_cond is not None and self.config.condition_dropout > 0:
