@@ -14,6 +14,7 @@ ROWS = (
     ("fid", "Frechet distance", "{:.4f}"),
     ("fid_ratio", "Ratio to the teacher", "{:.2f}"),
     ("class_accuracy", "Class accuracy", "{:.2f} %"),
+    ("caption_accuracy", "Caption accuracy", "{:.2f} %"),
     ("diversity", "Diversity", "{:.3f}"),
     ("num_samples", "Images measured", "{:,}"),
     ("ms_per_image", "Time per image", "{:.3g} ms"),

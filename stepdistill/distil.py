@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checkpoint, presets
+from .captioned_world import CAPTIONED, captioned_data, captioned_evaluation
 from .conditioning import Conditioning
 from .config import Settings, parse, write_yaml
 from .data import Data, TensorData
@@ -54,7 +55,8 @@ class DistilOptions:
         teacher: a built-in name (digits), a diffusers folder or a hub id
         output: the run folder; the student lies in its student folder
         data: "digits", a folder of images, by class in sub-folders, or one of stepdistill
-            precompute; default: the built-in teacher's own, or none for a method that needs none
+            precompute; default: the built-in teacher's own (captioned where it is told by text), or
+            none for a method that needs none
         prompts: of a teacher that is told by text: a .txt, .jsonl, .csv or .parquet file, or the
             name of a data set
         steps: network calls a sample of the student
@@ -322,6 +324,8 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
     if options.prompts:
         return encoded_prompts(options, teacher)
     if not source:
+        if options.teacher in CAPTIONED:
+            return captioned_data(teacher)
         if teacher.is_told_by_text:
             raise UserError(
                 f"{options.teacher} is told by text: give --prompts, or precomputed samples as "
@@ -390,7 +394,6 @@ def _fit(
 ) -> FitResult:
     options = settings.get(DistilOptions)
     compared = ("teacher", "load", "data", "prompts", "init", "steps", "times", "method", "lora")
-    on_digits = (options.data or options.teacher) == "digits"
     return fit(
         method,
         data,
@@ -398,13 +401,22 @@ def _fit(
         run,
         settings={"method_name": name, **{key: settings.resolved[key] for key in compared}},
         accelerator=accelerator,
-        evaluate=digits_evaluation(method, teacher, options.evaluate_samples)
-        if on_digits
-        else None,
+        evaluate=evaluation(options, method, teacher),
         draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),
         hooks=[*exports_on_the_way(name, teacher, run, settings, accelerator), *own_hooks(options)],
         resume=options.resume,
     )
+
+
+def evaluation(
+    options: DistilOptions, method: Method, teacher: Teacher
+) -> Callable[[], Mapping[str, float]] | None:
+    """How students of the built-in worlds are measured during training; None for others."""
+    if options.teacher in CAPTIONED:
+        return captioned_evaluation(method, teacher, options.evaluate_samples)
+    if (options.data or options.teacher) == "digits":
+        return digits_evaluation(method, teacher, options.evaluate_samples)
+    return None
 
 
 def digits_evaluation(

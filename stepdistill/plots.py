@@ -50,6 +50,7 @@ PLOTS = (
 NAMES = {
     "fid": "Frechet distance",
     "class_accuracy": "class accuracy, %",
+    "caption_accuracy": "caption accuracy, %",
     "memory_gb": "memory, GB",
 }
 

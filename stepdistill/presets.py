@@ -60,6 +60,36 @@ def digits_ect() -> dict[str, Any]:
     }
 
 
+def digits_t2i_dmd2() -> dict[str, Any]:
+    """DMD2 on the captioned digits, one step."""
+    return {
+        "max_steps": 600,
+        "batch_size": 32,
+        "betas": (0.0, 0.999),
+        "weight_decay": 0.0,
+        "lr_warmup": 20,
+        "lr_decay": 300,
+        "lr_end": 0.1,
+        "ema_half_life": 5_000,
+        "ema_rampup": 0.17,
+        "sample_every": 300,
+        "evaluate_every": 300,
+        "save_every": 300,
+        "evaluate_samples": 1_000,
+        "method.generator_lr": 3e-4,
+        "method.critic_lr": 6e-4,
+        "method.critic_steps": 3,
+        "method.guidance_scale": 1.5,
+        "method.gan_weight": 0.1,
+        "method.gan_own_noise": False,
+    }
+
+
+def digits_flow_dmd2() -> dict[str, Any]:
+    """The same on the flow teacher."""
+    return digits_t2i_dmd2()
+
+
 def digits_times(steps: int) -> list[float]:
     """EDM's spacing from a noise level of 10: 10 for one step, 10, 2.8, 0.57, 0.064 for four.
 
@@ -95,6 +125,8 @@ def digits_long_four_steps() -> dict[str, Any]:
 _PRESETS: dict[tuple[str, str], Preset] = {
     ("digits", "dmd2"): digits_dmd2,
     ("digits", "ect"): digits_ect,
+    ("digits-flow", "dmd2"): digits_flow_dmd2,
+    ("digits-t2i", "dmd2"): digits_t2i_dmd2,
 }
 
 

@@ -79,7 +79,8 @@ class Teacher:
     ``null_cond`` is the conditioning of one unconditional sample, None if the model has none;
     ``num_classes`` is None for a model that is told something else than a class. ``pipeline`` is
     the stock diffusers pipeline whose network ``denoiser`` calls, and ``source`` what loads it: a
-    folder's whole path, or a hub id. A teacher with ``stored`` conditionings has no encoders.
+    folder's whole path, or a hub id. ``prompts`` are those that its card gives to try it with. A
+    teacher with ``stored`` conditionings has no encoders.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Teacher:
     source: str = ""
     options: LoadOptions = LoadOptions()
     stored: Stored | None = None
+    prompts: tuple[str, ...] = ()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Any]) -> Conditioning:
@@ -129,6 +131,8 @@ class Teacher:
 
     def examples(self, count: int) -> list[Any]:
         """``count`` prompts, or class numbers, to try the model with."""
+        if self.prompts:
+            return [self.prompts[i % len(self.prompts)] for i in range(count)]
         return self.family.examples(self, count)
 
     def guided(self, guidance_scale: float) -> Denoises:

@@ -44,7 +44,10 @@ class LatentFamily(Family):
 
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
         pipeline = DiffusionPipeline.from_pretrained(folder, **dtype_argument(options.torch_dtype))
-        return self.teacher(pipeline, str(folder), options)
+        if options.max_tokens is None:
+            options = replace(options, max_tokens=card.get("max_tokens"))
+        teacher = self.teacher(pipeline, str(folder), options)
+        return replace(teacher, prompts=tuple(card.get("prompts", ())))
 
     def load_without_encoders(
         self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
