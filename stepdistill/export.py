@@ -84,6 +84,7 @@ def export_lora(
 
 def _record(teacher: Teacher, plan: StepPlan, card: Mapping[str, Any] | None) -> Record:
     """What stepdistill writes beside the weights."""
+    tokens = teacher.options.max_tokens
     return {
         "teacher": teacher.name,
         **(card or {}),
@@ -93,6 +94,7 @@ def _record(teacher: Teacher, plan: StepPlan, card: Mapping[str, Any] | None) ->
         "num_classes": teacher.num_classes,
         "counts": teacher.family.counts(plan),
         "call": teacher.family.settings(teacher),
+        **({} if tokens is None else {"max_tokens": tokens}),
     }
 
 

@@ -38,10 +38,12 @@ class CaptionedLatents:
         return cls(torch.cat(x0), tuple(captions))
 
     def told(self, encode: Callable[[Sequence[str]], Conditioning]) -> TensorData:
-        """Training data: the captions as ``encode`` conditions a model on them."""
-        parts = [self.captions[i : i + AT_ONCE] for i in range(0, len(self.captions), AT_ONCE)]
+        """Training data: the captions as ``encode`` conditions a model on them, each one once."""
+        different = [*dict.fromkeys(self.captions)]
+        parts = [different[i : i + AT_ONCE] for i in range(0, len(different), AT_ONCE)]
         cond = Conditioning.cat([encode(part).to("cpu") for part in parts])
-        return TensorData(self.x0, cond)
+        row = {caption: i for i, caption in enumerate(different)}
+        return TensorData(self.x0, cond.select(torch.tensor([row[c] for c in self.captions])))
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
