@@ -34,8 +34,6 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
         "stepdistill/pipelines/__init__.py",
         "stepdistill/worlds/digits/classifier/model.safetensors",
         "stepdistill/worlds/digits/teacher/model_index.json",
-        "stepdistill/worlds/digits-flow/teacher/text_encoder_3/model.safetensors",
-        "stepdistill/worlds/digits-flow/teacher/transformer/diffusion_pytorch_model.safetensors",
         "stepdistill/worlds/digits-t2i/reference/statistics.safetensors",
         "stepdistill/worlds/digits-t2i/teacher/tokenizer/tokenizer.json",
         "stepdistill/worlds/digits-t2i/teacher/unet/diffusion_pytorch_model.safetensors",
