@@ -94,12 +94,13 @@ class Checkpoint:
             raise UserError(f"{path} is of other networks ({changed}): give another --output")
         for key, tensor in live.items():
             tensor.copy_(stored[key])
-        moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        moments: dict[str, dict[str, Any]] = defaultdict(dict)
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 parameter, _, moment = key.rpartition("/")
-                # a copy: what load_file gives may be a view of the file
-                moments[parameter][moment] = value.clone()
+                # a copy: what load_file gives may be a view of the file; a count was a plain number
+                is_count = value.ndim == 0 and not value.is_floating_point()
+                moments[parameter][moment] = value.item() if is_count else value.clone()
         for name, optimizer in self.optimizers.items():
             keys = self.roles[name].trainable()
             state = {i: moments[f"optimizer/{name}/{key}"] for i, key in enumerate(keys)}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from . import checkpoint
 from .checkpoint import Checkpoint
@@ -75,7 +75,8 @@ def fit(
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     main, total = accelerator.is_main_process, config.max_steps
     metrics: Metrics = {}
-    with out_of_memory_explained(method.roles, config.batch_size), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(out_of_memory_explained(method, data, config, accelerator))
         loop = _Loop(method, data, config, folder, settings or {}, accelerator)
         if main and not folder.held:
             stack.enter_context(folder)
@@ -106,6 +107,15 @@ def fit(
     return FitResult(iteration, interrupted, loop.ema, dict(metrics))
 
 
+def _adamw(config: FitConfig) -> Callable[..., Optimizer]:
+    """AdamW; in 8 bits where asked for, which ``config`` has found to be installed."""
+    if config.adam_8bit:
+        from bitsandbytes.optim import AdamW8bit
+
+        return partial(AdamW8bit)
+    return partial(AdamW, fused=True)
+
+
 class _Loop:
     """The state of a run and its one step."""
 
@@ -128,7 +138,7 @@ class _Loop:
         for role in method.roles.values():
             role.check_sharing()
         # learning rates are set at every step
-        adamw = partial(AdamW, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        adamw = partial(_adamw(config), betas=config.betas, weight_decay=config.weight_decay)
         self.optimizers = {n: adamw(role.trainable().values()) for n, role in method.roles.items()}
         self.ema = EMA(method.roles["generator"], config.ema_half_life, config.ema_rampup)
         self.settings = {**settings, **config.trajectory()}

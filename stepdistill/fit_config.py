@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class FitConfig:
     ema_half_life: float = 50_000  # images; the generator's average is evaluated and exported
     ema_rampup: float = 0.05  # the half-life is at most this part of the images seen
     bf16: bool = False  # autocast the networks; schedules and losses stay float32
+    adam_8bit: bool = False  # AdamW's moments in 8 bits, which needs bitsandbytes
     workers: int = 0  # data loading processes
     log_every: int = 10  # iterations between lines of metrics.jsonl
     save_every: int = 500  # iterations between checkpoints
@@ -38,6 +40,11 @@ class FitConfig:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.adam_8bit and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "adam_8bit needs bitsandbytes, which is not installed: pip install bitsandbytes, "
+                "or set adam_8bit=false"
+            )
         if not self.grad_clip > 0:
             raise UserError(f"grad_clip must be above 0, got {self.grad_clip}")
         if not 0 <= self.lr_end <= 1:

@@ -57,6 +57,10 @@ class Role:
         self._view: nn.Module | None = None
         self._trainable: dict[str, Parameter] | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Role:
+        """A copy of its own, not prepared."""
+        return Role(self.name, copy.deepcopy(self.module, memo))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward with weights that learn."""
         return self._call(*args, **kwargs)
@@ -67,6 +71,10 @@ class Role:
         if self._view is None:
             self._view = share(self.module, frozen=True)
         return self._view
+
+    def drop_view(self) -> None:
+        """Forget the frozen view, after a change to the module that it should follow."""
+        self._view = None
 
     def trainable(self) -> dict[str, Parameter]:
         """The parameters that learn, by name."""
@@ -111,7 +119,8 @@ def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
     """A role that learns LoRA adapters over the very weights of ``denoiser``.
 
     Several such roles and the teacher keep one base in memory; each is a skeleton of its own with
-    an adapter called "default". Raises UserError if ``config.target_modules`` match nothing.
+    an adapter called "default", in float32 over a base in half precision too: small steps would be
+    lost in bf16. Raises UserError if ``config.target_modules`` match nothing.
     """
     from peft import inject_adapter_in_model
 
@@ -121,6 +130,9 @@ def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
         inject_adapter_in_model(config, module.backbone.network, "default")
     except ValueError as error:
         raise UserError(f"LoRA for the {name} cannot be added: {error}") from error
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter.element_size() < 4:  # peft takes the base's dtype
+            parameter.data = parameter.data.float()
     return Role(name, module)
 
 

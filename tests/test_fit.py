@@ -5,12 +5,16 @@ the counting matters.
 """
 
 import contextlib
+import importlib.util
 import math
+import sys
+import types
 from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
+from accelerate import Accelerator
 from run_tiny import (
     Stub,
     Tiny,
@@ -37,11 +41,11 @@ from stepdistill.discriminator import CriticTrunk, build_head
 from stepdistill.ema import EMA
 from stepdistill.errors import NonFiniteError, StepDistillError, UserError
 from stepdistill.fit import FitConfig
-from stepdistill.memory import out_of_memory_advice
+from stepdistill.memory import estimate, out_of_memory_explained
 from stepdistill.methods import DMD2, DMD2Config
 from stepdistill.methods.base import Loss
 from stepdistill.plans import StepPlan
-from stepdistill.roles import Role, full
+from stepdistill.roles import full
 from stepdistill.runs import RunFolder, read_metrics
 
 DMD = Tiny(critic_steps=3)
@@ -538,34 +542,86 @@ def test_methods_and_data_that_cannot_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_out_of_memory_is_explained(tmp_path):
-    """torch.OutOfMemoryError becomes the estimate and three settings that lower it."""
+def test_out_of_memory_is_explained(tmp_path, monkeypatch):
+    """torch.OutOfMemoryError becomes the estimate, by role and update, and what lowers it."""
+    real = DMD2.critic_loss
+
+    def critic_loss(self, batch):
+        if not batch.x0.is_meta:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(DMD2, "critic_loss", critic_loss)
     method, data = build(DMD)
-
-    def critic_loss(batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    method.critic_loss = critic_loss
     with pytest.raises(StepDistillError) as caught:
         go(method, data, tmp_path)
     message = str(caught.value)
-    for said in ("GiB", "generator", "batch_size=8", "accumulate", "--lora.rank", "bf16=true"):
+    for said in ("GiB", "generator", "batch_size=8", "accumulate", "--lora.rank"):
+        assert said in message
+    for said in ("bf16=true", "memory.gradient_checkpointing", "GiB in the generator update"):
         assert said in message
     assert caught.value.exit_code == 1
     RunFolder(tmp_path).__enter__()  # the folder is free again
 
 
-def test_memory_estimate_counts_shared_weights_once():
-    """Four times the trainable bytes a role, and the frozen base below LoRA roles once."""
-    base = nn.Linear(1024, 1024, bias=False).requires_grad_(False)
-    roles = {}
-    for name in ("generator", "critic"):
-        module = nn.Module()
-        module.base, module.adapter = base, nn.Linear(1024, 1024, bias=False)
-        roles[name] = Role(name, module)
-    mib = 4
-    expected = (2 * 4 * mib + mib) / 1024
-    assert f"alone take {expected:.2f} GiB" in out_of_memory_advice(roles, 8)
+def test_the_estimate_never_hides_that_memory_ran_out(tmp_path):
+    """A method that cannot be rehearsed: the sentence comes all the same, without the peak."""
+    method = Stub()
+    with (
+        pytest.raises(StepDistillError, match=r"moments alone take .*plus activations"),
+        out_of_memory_explained(method, numbers(), FitConfig(batch_size=8), Accelerator(cpu=True)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_the_estimate_of_a_live_method_is_that_of_its_meta_twin(tmp_path):
+    """Weights of roles and teacher once each, two moments a role, and the generator's average."""
+    method, data = build(DMD)
+    found = estimate(method, data, FitConfig(batch_size=8), 1, "cpu")
+    assert found.problem == ""
+    size = {name: sum(4 * p.numel() for p in role.trainable().values())
+            for name, role in method.roles.items()}  # fmt: skip
+    teacher = sum(b.numel() * b.element_size() for b in method.real.buffers())  # an exact mixture
+    assert found.resident == teacher + 3 * sum(size.values()) + size["generator"]
+    assert found.updates["critic"] > size["critic"] + size["head"]
+    assert found.updates["generator"] > size["generator"]
+    assert all(not p.is_meta for role in method.roles.values() for p in role.module.parameters())
+
+
+class EightBit(torch.optim.Optimizer):
+    """Stands for bitsandbytes' AdamW8bit, which counts its steps in a plain number."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state.setdefault("state1", torch.zeros(p.shape, dtype=torch.uint8))
+                state["step"] = state.get("step", 0) + 1
+                assert isinstance(state["step"], int)
+                p.add_(p.grad.sign(), alpha=-group["lr"] / state["step"])
+
+
+def test_eight_bit_moments(tmp_path, monkeypatch):
+    """A sentence where bitsandbytes is missing; with it, a resumed run equals a straight one."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(UserError, match="adam_8bit needs bitsandbytes, which is not installed"):
+            FitConfig(adam_8bit=True)
+    optim = types.SimpleNamespace(AdamW8bit=EightBit)
+    package = types.ModuleType("bitsandbytes")
+    package.__spec__ = importlib.util.spec_from_loader("bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    found = []
+    for folder, stops in (("straight", (4,)), ("resumed", (2, 4))):
+        for stop in stops:
+            method, data = build(DMD)
+            go(method, data, tmp_path / folder, max_steps=stop, adam_8bit=True)
+        found.append([p.clone() for p in method.roles["generator"].trainable().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_launch_that_accelerate_does_not_see(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from mid_networks import MIDS
+from mid_networks import denoiser as mid_denoiser
 from peft import LoraConfig
 from run_tiny import SCHEDULE, Tiny, network
 from torch import nn
@@ -192,6 +194,60 @@ def lora_roles(checkpointed=False):
     config = LoraConfig(r=2, lora_alpha=4, target_modules=TARGETS)
     torch.manual_seed(1)
     return teacher, lora("generator", teacher, config), lora("critic", teacher, config)
+
+
+def half_roles(name="dit"):
+    """LoRA roles over a diffusers network in bf16."""
+    teacher = mid_denoiser(MIDS[name], "cpu", torch.bfloat16)
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_out.0"])
+    torch.manual_seed(1)
+    return teacher, lora("generator", teacher, config), lora("critic", teacher, config)
+
+
+def answer(call, name="dit"):
+    """x0_hat of two noises at half time."""
+    mid, t = MIDS[name], torch.full((2,), 0.5)
+    x_t = torch.randn(2, *mid.shape, generator=torch.Generator().manual_seed(0))
+    return call(x_t, t, mid.conditioning("cpu")).x0_hat
+
+
+def test_adapters_are_float32_over_a_base_in_half_precision():
+    """As steps of 1e-6 need it: in bf16 they would be lost beside weights of 0.1."""
+    teacher, generator, critic = half_roles()
+    for role in (generator, critic):
+        assert {p.dtype for p in role.trainable().values()} == {torch.float32}
+        frozen = [p for p in role.module.parameters() if not p.requires_grad]
+        assert {p.dtype for p in frozen} == {torch.bfloat16}
+        assert {id(p) for p in frozen} == {id(p) for p in teacher.parameters()}
+    assert {p.dtype for p in generator.frozen.parameters()} == {torch.float32, torch.bfloat16}
+    generator.check_sharing()
+
+
+@pytest.mark.parametrize("name", ["unet", "sd3", "dit"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float32_adapters_train_over_bf16(name, autocast):
+    """With autocast and without: fresh, the teacher's answer; then a small step is not lost."""
+    teacher, generator, _ = half_roles(name)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False):
+        assert torch.equal(answer(generator.frozen, name), answer(teacher, name))
+        randomised(generator)
+        before = {k: p.detach().clone() for k, p in generator.trainable().items()}
+        optimizer = torch.optim.AdamW(generator.trainable().values(), lr=1e-6, weight_decay=0)
+        loss = answer(generator, name).square().sum()
+    loss.backward()
+    optimizer.step()
+    moved = [(generator.trainable()[k] - v).abs().max() for k, v in before.items()]
+    assert all(5e-7 < m < 2e-6 for m in moved)
+
+
+def test_merged_over_bf16_stays_bf16():
+    """The fused copy has the base's dtype, as it is exported, and nearly the role's answer."""
+    teacher, generator, _ = half_roles()
+    randomised(generator)
+    plain = merged(generator).eval()
+    assert {p.dtype for p in plain.parameters()} == {torch.bfloat16}
+    trained, base = answer(generator.frozen), answer(teacher)
+    assert (answer(plain) - trained).norm() < 0.1 * (trained - base).norm()
 
 
 def test_lora_roles_and_teacher_share_one_base():

@@ -47,6 +47,8 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, timestep: Tensor, **conditions: Tensor | None) -> tuple[Tensor]:
         """The outputs of each sample's expert, as a transformer returns them."""
         is_high = timestep >= self.boundary
+        if is_high.is_meta:  # no data to decide by: all of a batch to one expert, equal in size
+            is_high = torch.ones(len(x), dtype=torch.bool)
         outputs, places, idle = [], [], []
         for expert, own in ((self.high, is_high), (self.low, ~is_high)):
             place = own.nonzero()[:, 0]

@@ -29,11 +29,18 @@ class ZImageBackbone(Backbone):
         self.tap(network.layers[len(network.layers) // 2])
 
     def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
-        lengths = cond["prompt_lengths"].tolist()
+        lengths = lengths_of(cond)
         embeds = [row[:n] for row, n in zip(cond["prompt_embeds"], lengths, strict=True)]
         images = list(x.unsqueeze(2).unbind())
         output = self.network(images, 1 - timestep / 1000, embeds, return_dict=False)[0]
         return -torch.stack(output).squeeze(2)
+
+
+def lengths_of(cond: Conditioning) -> list[int]:
+    """The tokens of each prompt; as many as there may be where there are no data to read."""
+    lengths, embeds = cond["prompt_lengths"], cond["prompt_embeds"]
+    found: list[int] = [embeds.shape[1]] * len(embeds) if lengths.is_meta else lengths.tolist()
+    return found
 
 
 class ZImage(LatentFamily):
