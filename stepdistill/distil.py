@@ -41,6 +41,7 @@ from .report import write_report
 from .roles import LoRAOptions, Role, has_adapters, merged
 from .runs import RunFolder
 from .sampling import NoiseStreams, sample_student, sample_teacher
+from .savings import MemoryOptions, save_memory
 from .teachers import LoadOptions, Teacher, load_teacher, read_card
 
 ENCODED_AT_ONCE = 16  # prompts in a call of the text encoders
@@ -95,10 +96,19 @@ class DistilOptions:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
-def read_settings(name: str, arguments: Sequence[str] | None) -> Settings:
-    """Options of ``train NAME``; the presets of a built-in teacher are their defaults."""
-    program, flat = f"stepdistill train {name}", (DistilOptions, FitConfig)
-    nested = {"load": LoadOptions, "method": METHODS[name].Config, "lora": LoRAOptions}
+def read_settings(
+    name: str,
+    arguments: Sequence[str] | None,
+    program: str = "",
+    more: tuple[type[Any], ...] = (),
+) -> Settings:
+    """Options of ``train NAME``; the presets of a built-in teacher are their defaults.
+
+    Another ``program`` takes the same, and the fields of ``more``.
+    """
+    program, flat = program or f"stepdistill train {name}", (*more, DistilOptions, FitConfig)
+    kinds = (LoadOptions, METHODS[name].Config, LoRAOptions, MemoryOptions)
+    nested = dict(zip(("load", "method", "lora", "memory"), kinds, strict=True))
     note = presets.described(name)
     settings = parse(program, flat, nested, arguments, note=note)
     preset = presets.of(settings.get(DistilOptions).teacher, name)
@@ -256,6 +266,7 @@ def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
     method: Method = kind.from_teacher(
         teacher, plan, settings.get(kind.Config), settings.get(LoRAOptions)
     )
+    save_memory(settings.get(MemoryOptions), method, teacher.denoiser)
     return method
 
 
@@ -393,13 +404,19 @@ def _fit(
     teacher: Teacher,
 ) -> FitResult:
     options = settings.get(DistilOptions)
-    compared = ("teacher", "load", "data", "prompts", "init", "steps", "times", "method", "lora")
+    compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
+    loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     return fit(
         method,
         data,
         settings.get(FitConfig),
         run,
-        settings={"method_name": name, **{key: settings.resolved[key] for key in compared}},
+        settings={
+            "method_name": name,
+            "load": loaded,
+            "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
+            **{key: settings.resolved[key] for key in compared},
+        },
         accelerator=accelerator,
         evaluate=evaluation(options, method, teacher),
         draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import families
 from .backbones.family import Family
@@ -21,6 +21,8 @@ from .plans import StepPlan
 
 WORLDS = Path(__file__).parent / "worlds"
 CARD = "stepdistill.json"  # what stepdistill adds beside a folder's model_index.json
+# a repository's configs and tokenizers, not its weights
+LIGHT, INDICES = ["*.json", "*.txt", "*.model"], ["*.safetensors.index*.json", "*.bin.index*.json"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,13 +36,18 @@ class LoadOptions:
         width: pixels; default: the model's own
         frames: of a video; default: the pipeline's own
         max_tokens: of a prompt, where the family pads it; default: the pipeline's own
+        encoders: where the text encoders and the autoencoder live, the "cpu" or the "device" that
+            trains; "device" encodes faster and takes their memory there
     """
+
+    weights: ClassVar[bool] = True  # whether they are read, not their shapes alone
 
     dtype: str = "float32"
     height: int | None = None
     width: int | None = None
     frames: int | None = None
     max_tokens: int | None = None
+    encoders: Literal["cpu", "device"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -54,6 +61,13 @@ class LoadOptions:
     def torch_dtype(self) -> torch.dtype:
         """``dtype`` as torch has it."""
         return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class ShapesOnly(LoadOptions):
+    """The same, for networks on the meta device: made from their config files, without weights."""
+
+    weights: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,12 @@ class Teacher:
         """x0 -> pixels in [-1, 1]."""
         return self.family.decode(self, x0)
 
+    def encoders(self) -> dict[str, nn.Module]:
+        """The pipeline's other networks, by component: text encoders, an autoencoder."""
+        own = {id(module) for module in self.denoiser.modules()}
+        parts = self.pipeline.components.items() if self.pipeline is not None else ()
+        return {k: v for k, v in parts if isinstance(v, nn.Module) and id(v) not in own}
+
     @property
     def is_told_by_text(self) -> bool:
         """Whether its conditionings are prompts, not classes."""
@@ -188,31 +208,39 @@ def load_teacher(
 ) -> Teacher:
     """Load a teacher by built-in name, folder or hub id; its network goes onto ``device``.
 
+    On "meta" no weights are read (nor fetched): the networks are shapes from their config files.
     With ``stored`` conditionings its encoders stay out of memory. Raises UserError if it is
     missing, damaged, not in diffusers format, or of an unknown family.
     """
+    given = options or LoadOptions()
+    if torch.device(device).type == "meta":
+        given = ShapesOnly(**asdict(given))
 
     def load(family: Family, folder: Path) -> Teacher:
-        card, given = read_card(folder), options or LoadOptions()
+        card = read_card(folder)
         if stored is None:
             return family.load(folder, card, given)
         teacher = family.load_without_encoders(folder, card, given, stored)
         return replace(teacher, stored=stored)
 
-    teacher = _load(source, load)
+    teacher = _load(source, load, given.weights)
     teacher.denoiser.to(device)
+    if given.encoders == "device" and given.weights:
+        for encoder in teacher.encoders().values():
+            encoder.to(device)
     return teacher
 
 
-def _load(source: str | Path, load: Callable[[Family, Path], Teacher]) -> Teacher:
-    folder = folder_of(str(source))
+def _load(
+    source: str | Path, load: Callable[[Family, Path], Teacher], weights: bool = True
+) -> Teacher:
+    folder = folder_of(str(source), weights)
     family = families.of_pipeline(str(read_model_index(folder).get("_class_name")), str(source))
     try:
         teacher = load(family, folder)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{source} could not be loaded, its files look damaged: {first_line(error)}"
-        ) from error
+        why = "its files look damaged" if weights else "its config files are not enough"
+        raise UserError(f"{source} could not be loaded, {why}: {first_line(error)}") from error
     hub = folder != Path(source) and str(source) not in built_in_worlds()
     return replace(teacher, name=str(source), source=str(source) if hub else str(folder.resolve()))
 
@@ -242,10 +270,10 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def folder_of(source: str) -> Path:
+def folder_of(source: str, weights: bool = True) -> Path:
     """The folder of a built-in name, a path, or a hub id (downloaded or from the cache).
 
-    UserError if there is none.
+    Of a hub id without ``weights``, the files that hold none. UserError if there is none.
     """
     if source in built_in_worlds():
         return WORLDS / source / "teacher"
@@ -257,8 +285,11 @@ def folder_of(source: str) -> Path:
             f"(built in: {', '.join(built_in_worlds())})"
         )
     from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
 
     try:
+        if not weights:
+            return Path(snapshot_download(source, allow_patterns=LIGHT, ignore_patterns=INDICES))
         return Path(DiffusionPipeline.download(source))
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
         raise UserError(

@@ -24,7 +24,7 @@ from ..plans import StepPlan
 from ..teachers import LoadOptions, Stored, Teacher
 from . import schedulers
 from .components import is_loaded, load_pipeline, without_encoders, without_networks
-from .family import Family, dtype_argument, frozen
+from .family import Family, dtype_argument, frozen, read_pipeline
 
 DEFAULT_STEPS = 30  # of a teacher: where most pipelines' samples stop changing to the eye
 
@@ -43,7 +43,7 @@ class LatentFamily(Family):
     gives_sigmas: ClassVar[bool] = False
 
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
-        pipeline = DiffusionPipeline.from_pretrained(folder, **dtype_argument(options.torch_dtype))
+        pipeline = read_pipeline(DiffusionPipeline, folder, options)
         if options.max_tokens is None:
             options = replace(options, max_tokens=card.get("max_tokens"))
         teacher = self.teacher(pipeline, str(folder), options)

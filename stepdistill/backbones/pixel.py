@@ -22,7 +22,7 @@ from ..plans import StepPlan, renoise_move, start, teacher_times
 from ..schedules import EDMSchedule
 from ..solvers import heun_step, sample
 from ..teachers import LoadOptions, Teacher
-from .family import Family, FamilyCard, dtype_argument, frozen
+from .family import Family, FamilyCard, frozen, read_pipeline
 
 NOISE_SCALE = 250.0  # CMStochasticIterativeScheduler feeds 1000 * 0.25 * ln sigma
 
@@ -58,9 +58,7 @@ class EDMPixels(Family):
 
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
         """``card`` names the null class, if there is one."""
-        pipeline = ConsistencyModelPipeline.from_pretrained(
-            folder, **dtype_argument(options.torch_dtype)
-        )
+        pipeline = read_pipeline(ConsistencyModelPipeline, folder, options)
         if not isinstance(pipeline.scheduler, CMStochasticIterativeScheduler):
             raise UserError(
                 f"{folder}: the pixel family needs CMStochasticIterativeScheduler, which states "
