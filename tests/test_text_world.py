@@ -110,8 +110,9 @@ def test_the_recorded_accuracy_is_measured_again(name: str) -> None:
     count, teacher, expected = 250, loaded(name), record(name)["most_accurate"]
     sampler = teacher_sampler(teacher, expected["steps"], expected["guidance_scale"])
     share = accuracy(sampler(evaluation_prompts()[:count], range(count)))
-    error = 100 * (0.5 / count) ** 0.5  # of a share of a half, its largest
-    assert share == pytest.approx(expected["caption_accuracy"], abs=3 * error)
+    p = expected["caption_accuracy"] / 100
+    error = 100 * (p * (1 - p) / count) ** 0.5
+    assert share == pytest.approx(100 * p, abs=3 * error)
 
 
 def accuracy(x0: Tensor) -> float:
