@@ -31,6 +31,12 @@ def students(results: Record) -> list[Record]:
     return sorted({row["nfe"]: row for row in found}.values(), key=lambda row: int(row["nfe"]))
 
 
+def measured_rows(results: Record) -> list[tuple[str, str, str]]:
+    """The rows that the teacher or a student has a value for: worlds differ in what is measured."""
+    models = [results["teacher"], *students(results)] if results else []
+    return [row for row in ROWS if any(row[0] in model for model in models)]
+
+
 def lost(teacher: Record, student: Record) -> str:
     """What distillation cost and won in plain sentences; what was not measured is left out."""
     calls = f"{student['nfe']} network call{'s' if student['nfe'] > 1 else ''}"
@@ -45,11 +51,13 @@ def lost(teacher: Record, student: Record) -> str:
             said[-1] += (
                 f": {student['fid_ratio']:.2f} times the teacher's, both counted from the floor"
             )
-    if known(teacher, "class_accuracy") and known(student, "class_accuracy"):
-        points = student["class_accuracy"] - teacher["class_accuracy"]
-        change = f"{'rose' if points > 0 else 'fell'} by {abs(points):.2f} points"
-        change = change if round(points, 2) else "stayed the same"
-        said.append(f"Class accuracy {change}, now {student['class_accuracy']:.2f} %")
+    for kind in ("class", "caption"):
+        key = f"{kind}_accuracy"
+        if known(teacher, key) and known(student, key):
+            points = student[key] - teacher[key]
+            change = f"{'rose' if points > 0 else 'fell'} by {abs(points):.2f} points"
+            change = change if round(points, 2) else "stayed the same"
+            said.append(f"{kind.capitalize()} accuracy {change}, now {student[key]:.2f} %")
     return ". ".join(said) + "."
 
 

@@ -17,7 +17,7 @@ import yaml
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from .comparison import ROWS, Record, cell, lost, students
+from .comparison import Record, cell, lost, measured_rows, students
 from .errors import StepDistillError, UserError
 from .methods import METHODS
 from .plots import plots
@@ -78,7 +78,7 @@ def render(run: Path) -> str:
         teacher=settings.get("teacher") or results.get("world") or "an unnamed teacher",
         results=results,
         students=students(results),
-        rows=ROWS,
+        rows=measured_rows(results),
         lost=[lost(results["teacher"], student) for student in students(results)],
         plots=plots(metrics, results.get("teacher", {})),
         iteration=last,

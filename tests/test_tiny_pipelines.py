@@ -140,7 +140,10 @@ def test_qwen_image_drops_its_preamble_and_no_more() -> None:
 
 @pytest.mark.slow
 def test_a_process_without_this_code_loads_them(tmp_path: Path) -> None:
-    """CLIP, T5 and Qwen: a fresh process elsewhere loads the folders and draws the same."""
+    """CLIP, T5 and Qwen: a fresh process elsewhere loads the folders and draws the same.
+
+    Weights that lie in a mapped file are aligned otherwise, which may change the last bits.
+    """
     names = ("sd15", "sd3", "z-image")
     for name in names:
         PIPELINES[name]().save_pretrained(tmp_path / name)
@@ -150,4 +153,4 @@ def test_a_process_without_this_code_loads_them(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     for name in names:
         latents = torch.load(tmp_path / name / "latents.pt")
-        assert torch.equal(latents, _run(PIPELINES[name](), name)), name
+        torch.testing.assert_close(latents, _run(PIPELINES[name](), name), rtol=1e-4, atol=1e-5)
