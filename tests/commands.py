@@ -42,5 +42,5 @@ def check_exports_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draw_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """``train`` without the curves of its report, which take longer than a tiny run."""
-    module = importlib.import_module("stepdistill.distil")
+    module = importlib.import_module("stepdistill.distil.run")
     monkeypatch.setattr(module, "write_report", lambda run: run / "report.html")

@@ -436,7 +436,7 @@ def test_disk_full_anywhere_else(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refusal
 ) -> None:
     """A place that does not speak for itself: still a sentence."""
-    monkeypatch.setattr("stepdistill.distil.write_yaml", full)
+    monkeypatch.setattr("stepdistill.distil.run.write_yaml", full)
     given = ["train", "ect", "--data=digits", *short(teacher, tmp_path / "run")]
     refused(*given, says=["could not write somewhere: No space left on device"], code=1)
 

@@ -17,14 +17,15 @@ from commands import check_exports_here
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stepdistill import distil
 from stepdistill.captioned_world import CAPTIONED, captioned_data, teacher_sampler
 from stepdistill.conditioning import Conditioning
 from stepdistill.data.captioned_digits import CaptionedDigits, evaluation_prompts
 from stepdistill.data.captioned_latents import CaptionedLatents
 from stepdistill.data.scenes import agree
+from stepdistill.distil import data, distil
 from stepdistill.draws import Draws
 from stepdistill.metrics.scene_classifier import load_scene_classifier
+from stepdistill.plans import StepPlan
 from stepdistill.sampling import NoiseStreams, sample_student
 from stepdistill.schedules import FlowSchedule, VPSchedule
 from stepdistill.teachers import CARD, WORLDS, Teacher, built_in_worlds, load_teacher
@@ -184,17 +185,15 @@ def test_dmd2_takes_the_worlds_own_data(
 ) -> None:
     """``train dmd2 --teacher NAME`` needs no data: real latents for the GAN, captions measured."""
     check_exports_here(monkeypatch)
-    monkeypatch.setattr(distil, "captioned_data", lambda teacher: captioned_data(teacher, 20))
+    monkeypatch.setattr(data, "captioned_data", lambda teacher: captioned_data(teacher, 20))
     given = ["--teacher", name, "--output", str(tmp_path / "run"), "--max_steps", "3"]
     small = ["--batch_size", "8", "--evaluate_samples", "1000", "--sample_every", "0"]
-    result = distil.distil("dmd2", [*given, *small])
+    result = distil("dmd2", [*given, *small])
     assert {"fid", "caption_accuracy", "diversity"} <= result.metrics.keys()
     teacher = load_teacher(name)
     student = load_teacher(tmp_path / "run" / "student")
     cond, shape = teacher.encode(teacher.examples(2)), teacher.sample_shape
-    x0 = sample_student(
-        student.denoiser, distil.StepPlan.uniform(1), cond, shape, NoiseStreams([0, 1])
-    )
+    x0 = sample_student(student.denoiser, StepPlan.uniform(1), cond, shape, NoiseStreams([0, 1]))
     assert x0.isfinite().all()
 
 

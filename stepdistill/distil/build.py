@@ -1,0 +1,44 @@
+"""From options to a teacher and a method over it."""
+
+from __future__ import annotations
+
+import torch
+
+from ..config import Settings
+from ..errors import UserError
+from ..fit import FitConfig
+from ..methods import METHODS
+from ..methods.base import Method
+from ..plans import StepPlan
+from ..precomputed import find_precomputed, stored
+from ..roles import LoRAOptions
+from ..savings import MemoryOptions, save_memory
+from ..teachers import LoadOptions, Teacher, load_teacher
+from .options import DistilOptions
+
+
+def read_teacher(settings: Settings, device: torch.device | str = "cpu") -> Teacher:
+    """The teacher; on precomputed samples without what they stand in for, as grids allow."""
+    options = settings.get(DistilOptions)
+    found = find_precomputed(options.data)
+    held = None
+    if found is not None:
+        held = stored(found, decodes=settings.get(FitConfig).sample_every > 0)
+    return load_teacher(options.teacher, device, settings.get(LoadOptions), held)
+
+
+def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
+    """The method on this teacher; the same new weights (a GAN head's) on all ranks."""
+    torch.manual_seed(settings.get(FitConfig).seed)
+    options = settings.get(DistilOptions)
+    if options.times and options.steps not in (1, len(options.times)):
+        raise UserError(
+            f"steps={options.steps}, but times has {len(options.times)}: leave steps out"
+        )
+    plan = StepPlan(options.times) if options.times else StepPlan.uniform(options.steps)
+    kind = METHODS[name]
+    method: Method = kind.from_teacher(
+        teacher, plan, settings.get(kind.Config), settings.get(LoRAOptions)
+    )
+    save_memory(settings.get(MemoryOptions), method, teacher.denoiser)
+    return method

@@ -1,0 +1,44 @@
+"""What is refused before any long work."""
+
+from __future__ import annotations
+
+from ..data import Data, TensorData
+from ..data.sharded_data import ShardedData
+from ..errors import UserError
+from ..methods import METHODS
+from ..methods.base import Method
+from ..roles import LoRAOptions
+from ..teachers import Teacher
+from .options import DistilOptions
+
+
+def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> None:
+    """UserError before any long work: data the method lacks, a plan the pipeline cannot follow."""
+    if any(need.startswith("pairs") for need in METHODS[name].card.needs):
+        if not (isinstance(data, ShardedData) and "z" in data.names):
+            raise UserError(
+                f"{name} learns from pairs of noise and sample: make some with stepdistill "
+                "precompute --pairs, and give their folder as --data"
+            )
+    elif method.needs_data and isinstance(data, ShardedData) and "x0" not in data.names:
+        raise UserError(
+            f"{name} needs real samples, and {data.folder} holds conditionings alone: precompute "
+            "images with --data"
+        )
+    elif method.needs_data and isinstance(data, TensorData) and data.x0 is None:
+        needs = next(need for need in METHODS[name].card.needs if need.startswith("data"))
+        raise UserError(f"{name} needs {needs}, and {teacher.name} brings none: give --data")
+    teacher.check_plan(method.plan)
+
+
+def check_export(options: DistilOptions, lora: LoRAOptions, teacher: Teacher) -> None:
+    """UserError for a LoRA that there will not be, or that the stock pipeline cannot load."""
+    if options.export == "folder":
+        return
+    if lora.rank == 0:
+        raise UserError(f"export={options.export} needs LoRA roles: give --lora.rank")
+    if not hasattr(teacher.pipeline, "save_lora_weights"):
+        raise UserError(
+            f"{teacher.family.card.pipeline} cannot load LoRA weights: use --export folder, which "
+            "has them merged"
+        )

@@ -1,0 +1,83 @@
+"""The options of every training program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .. import presets
+from ..config import Settings, parse
+from ..errors import UserError
+from ..fit import FitConfig
+from ..methods import METHODS
+from ..roles import LoRAOptions
+from ..savings import MemoryOptions
+from ..teachers import LoadOptions
+
+
+@dataclass(frozen=True)
+class DistilOptions:
+    """Distil a teacher into a few-step student.
+
+    Args:
+        teacher: a built-in name (digits), a diffusers folder or a hub id
+        output: the run folder; the student lies in its student folder
+        data: "digits", a folder of images, by class in sub-folders, or one of stepdistill
+            precompute; default: the built-in teacher's own (captioned where it is told by text), or
+            none for a method that needs none
+        prompts: of a teacher that is told by text: a .txt, .jsonl, .csv or .parquet file, or the
+            name of a data set
+        steps: network calls a sample of the student
+        init: a student's folder, or the folder of the run that made it: the generator starts from
+            its weights instead of the teacher's
+        times: the student's times instead, falling, in (0, 1]; default: evenly spaced from 1
+        resume: go on from the newest checkpoint in output; false starts over in an empty folder
+        skip_corrupt: leave unreadable images out (they are counted) instead of stopping
+        evaluate_samples: samples a measurement during training, on built-in data
+        export: what is written at the end: a whole pipeline "folder", a "lora", or "both"
+        export_every: iterations between students written to students/NNNNNN; 0: at the end alone
+        validation_prompts: of the grids, for a teacher that is told by text
+        hooks: functions "module:name" to call after each iteration, see fit.Hook
+        dry_run: do one iteration of one micro-batch in output/dry_run, and export it
+    """
+
+    teacher: str
+    output: str
+    data: str = ""
+    prompts: str = ""
+    init: str = ""
+    steps: int = 1
+    times: tuple[float, ...] = ()
+    resume: bool = True
+    skip_corrupt: bool = False
+    evaluate_samples: int = 2_000
+    export: Literal["folder", "lora", "both"] = "folder"
+    export_every: int = 0
+    validation_prompts: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("evaluate_samples", 1), ("export_every", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def read_settings(
+    name: str,
+    arguments: Sequence[str] | None,
+    program: str = "",
+    more: tuple[type[Any], ...] = (),
+) -> Settings:
+    """Options of ``train NAME``; the presets of a built-in teacher are their defaults.
+
+    Another ``program`` takes the same, and the fields of ``more``.
+    """
+    program, flat = program or f"stepdistill train {name}", (*more, DistilOptions, FitConfig)
+    kinds = (LoadOptions, METHODS[name].Config, LoRAOptions, MemoryOptions)
+    nested = dict(zip(("load", "method", "lora", "memory"), kinds, strict=True))
+    note = presets.described(name)
+    settings = parse(program, flat, nested, arguments, note=note)
+    preset = presets.of(settings.get(DistilOptions).teacher, name)
+    return parse(program, flat, nested, arguments, preset, note=note) if preset else settings

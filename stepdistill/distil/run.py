@@ -1,0 +1,134 @@
+"""From options to a student: what every training program does around ``fit``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from .. import checkpoint
+from ..config import Settings, write_yaml
+from ..data import Data
+from ..data.images import ImageFolder
+from ..data.sharded_data import ShardedData
+from ..errors import UserError
+from ..export import claim
+from ..fit import FitConfig, FitResult, Hook, fit
+from ..initial import start_from
+from ..methods import METHODS
+from ..methods.base import Method
+from ..report import write_report
+from ..roles import LoRAOptions
+from ..runs import RunFolder
+from ..savings import MemoryOptions
+from ..teachers import Teacher
+from .build import build_method, read_teacher
+from .checks import check_export, check_possible
+from .data import load_data
+from .dry_run import one_iteration
+from .options import DistilOptions, read_settings
+from .students import export_finished, exports_on_the_way
+from .validation import evaluation, sample_grids
+
+
+def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
+    """Train method ``name`` in its run folder, export the averaged generator, write the report."""
+    settings = read_settings(name, arguments)
+    if settings.get(DistilOptions).dry_run:
+        settings = one_iteration(settings, METHODS[name].Config)
+    options = settings.get(DistilOptions)
+    with_tracker = importlib.util.find_spec("tensorboard") is not None
+    accelerator = Accelerator(
+        mixed_precision="no",
+        log_with="tensorboard" if with_tracker else None,
+        project_dir=options.output if with_tracker else None,
+    )
+    teacher = read_teacher(settings, accelerator.device)
+    method = build_method(name, settings, teacher)
+    if options.init:
+        start_from(Path(options.init), method.roles["generator"], teacher)
+    data = load_data(options, teacher)
+    check_possible(name, method, data, teacher)
+    check_export(options, settings.get(LoRAOptions), teacher)
+    run = RunFolder(options.output)
+    with run if accelerator.is_main_process else contextlib.nullcontext():
+        if accelerator.is_main_process:
+            _open(run, name, settings, data)
+        result = _fit(name, method, data, run, settings, accelerator, teacher)
+        if accelerator.is_main_process and not result.interrupted:
+            with result.ema.applied():
+                exported = export_finished(name, method, teacher, run, settings, result.iteration)
+            print("\n".join(f"student: {folder}" for folder in exported))
+            print(f"page:    {write_report(run.path)}")
+    if result.interrupted and accelerator.is_main_process:
+        print(
+            f"stopped at iteration {result.iteration}, which is saved: the same command goes on",
+            file=sys.stderr,
+        )
+    return result
+
+
+def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
+    """Write a new run's settings; UserError for an old run that is not to be gone on with."""
+    claim(run.student)
+    found = checkpoint.complete(run.checkpoints)
+    if found and not settings.get(DistilOptions).resume:
+        raise UserError(
+            f"{run.path} holds {len(found)} checkpoints and resume is off: give another --output, "
+            "or remove the folder"
+        )
+    if not found:
+        write_yaml(settings.resolved, run.path / "config.yaml", f"stepdistill train {name}")
+        if isinstance(data, ImageFolder):
+            counts = {"data/images": len(data), "data/skipped": len(data.skipped)}
+            run.log({"iteration": 0, **counts})
+    if isinstance(data, ImageFolder | ShardedData):
+        print(data.describe(), file=sys.stderr)
+
+
+def _fit(
+    name: str,
+    method: Method,
+    data: Data,
+    run: RunFolder,
+    settings: Settings,
+    accelerator: Accelerator,
+    teacher: Teacher,
+) -> FitResult:
+    options = settings.get(DistilOptions)
+    compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
+    loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
+    return fit(
+        method,
+        data,
+        settings.get(FitConfig),
+        run,
+        settings={
+            "method_name": name,
+            "load": loaded,
+            "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
+            **{key: settings.resolved[key] for key in compared},
+        },
+        accelerator=accelerator,
+        evaluate=evaluation(options, method, teacher),
+        draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),
+        hooks=[*exports_on_the_way(name, teacher, run, settings, accelerator), *own_hooks(options)],
+        resume=options.resume,
+    )
+
+
+def own_hooks(options: DistilOptions) -> list[Hook]:
+    """The functions that ``hooks`` names. UserError for one that is not there."""
+    found: list[Hook] = []
+    for hook in options.hooks:
+        module, _, name = hook.partition(":")
+        try:
+            found.append(getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"hooks names {hook}, write module:function: {error}") from error
+    return found

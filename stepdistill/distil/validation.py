@@ -1,0 +1,91 @@
+"""How students are watched during training: measured, and drawn beside their teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..captioned_world import CAPTIONED, captioned_evaluation
+from ..grids import save_grid
+from ..methods.base import Method
+from ..metrics.quality import measure
+from ..sampling import NoiseStreams, sample_student, sample_teacher
+from ..teachers import Teacher
+from .options import DistilOptions
+
+MOST_COLUMNS, TEXT_COLUMNS = 10, 4  # of a grid, by class and by prompt
+
+
+def evaluation(
+    options: DistilOptions, method: Method, teacher: Teacher
+) -> Callable[[], Mapping[str, float]] | None:
+    """How students of the built-in worlds are measured during training; None for others."""
+    if options.teacher in CAPTIONED:
+        return captioned_evaluation(method, teacher, options.evaluate_samples)
+    if (options.data or options.teacher) == "digits":
+        return digits_evaluation(method, teacher, options.evaluate_samples)
+    return None
+
+
+def digits_evaluation(
+    method: Method, teacher: Teacher, num_samples: int
+) -> Callable[[], Mapping[str, float]]:
+    """Quality of the student as it is when called, on the digits."""
+
+    def sampler(labels: Tensor, seeds: range) -> Tensor:
+        cond = teacher.encode(labels.tolist())
+        generator = method.roles["generator"].frozen
+        return sample_student(
+            generator, method.plan, cond, teacher.sample_shape, NoiseStreams(seeds)
+        )
+
+    def evaluate() -> Mapping[str, float]:
+        quality = measure(sampler, num_samples)
+        return {
+            "fid": quality.fid,
+            "class_accuracy": quality.class_accuracy,
+            "diversity": quality.diversity,
+            "num_samples": quality.num_samples,
+        }
+
+    return evaluate
+
+
+def sample_grids(
+    method: Method, teacher: Teacher, folder: Path, prompts: Sequence[str] = ()
+) -> Callable[[int], None]:
+    """Draws ``folder``/NNNNNN.png: two rows of the teacher above two of the student, same seeds.
+
+    The columns are classes, or ``prompts``, by default some of the family's.
+    """
+    columns = min(teacher.num_classes or MOST_COLUMNS, MOST_COLUMNS)
+    if teacher.is_told_by_text:
+        columns = len(prompts) or TEXT_COLUMNS
+    cond = teacher.encode(list(prompts)) if prompts else teacher.shown(columns)
+    rows = [range(columns), range(columns, 2 * columns)]
+    teacher_rows: list[Tensor] = []
+
+    def draw(iteration: int) -> None:
+        if not teacher_rows:
+            noise = [NoiseStreams(seeds).normal(teacher.sample_shape) for seeds in rows]
+            scale = getattr(method.config, "guidance_scale", 1.0)
+            found = [sample_teacher(teacher, cond, z, guidance_scale=scale) for z in noise]
+            teacher_rows.extend(picture(teacher, x0) for x0 in found)
+        generator, shape = method.roles["generator"].frozen, teacher.sample_shape
+        students = [
+            picture(
+                teacher, sample_student(generator, method.plan, cond, shape, NoiseStreams(seeds))
+            )
+            for seeds in rows
+        ]
+        save_grid([*teacher_rows, *students], folder / f"{iteration:06d}.png")
+
+    return draw
+
+
+def picture(teacher: Teacher, x0: Tensor) -> Tensor:
+    """x0 -> images (B, C, H, W) in [-1, 1]; of a video its middle frame."""
+    pixels = teacher.decode(x0)
+    return pixels[:, :, pixels.shape[2] // 2] if pixels.ndim == 5 else pixels
