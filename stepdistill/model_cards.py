@@ -71,13 +71,14 @@ def model_card(
     if teacher.name.count("/") == 1 and not Path(teacher.name).exists():
         header["base_model"] = teacher.name
     kind = "LoRA that makes a student" if lora else "student"
-    shown = "\n".join(f"| {key} | {json.dumps(record[key])} |" for key in sorted(record))
+    told = {key: record[key] for key in sorted(record) if key != "metrics"}
+    shown = "\n".join(f"| {key} | {json.dumps(value)} |" for key, value in told.items())
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
 # A {plan.steps}-step {kind} of `{teacher.name}`
 
-{_steps(teacher, plan)}
+{_steps(teacher, plan)}{_quality(record.get("metrics", {}))}
 This code, run in this folder, was compared with the trainer when the folder was written:
 
 ```python
@@ -97,6 +98,14 @@ def _steps(teacher: Teacher, plan: StepPlan) -> str:
     listed = ", ".join(f"{step:.4g}" for step in native)
     calls = "call" if plan.steps == 1 else "calls"
     return f"{plan.steps} network {calls} a sample, at timestep {listed}, without guidance.\n"
+
+
+def _quality(metrics: dict[str, float]) -> str:
+    """What was measured of these very weights."""
+    if not metrics:
+        return ""
+    rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in metrics.items())
+    return f"\nMeasured during training:\n\n| measure | value |\n|---|---|\n{rows}\n"
 
 
 def _dtype(options: LoadOptions) -> str:

@@ -8,6 +8,17 @@ from .errors import StepDistillError, UserError
 from .teachers import first_line, read_card
 
 
+def check_name(name: str) -> None:
+    """UserError for what cannot name a repository of the hub, before there is one."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name} is no name of a repository: {first_line(error)}") from error
+
+
 def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
     """Upload the student in ``folder`` to the repository ``name`` (owner/model); its address.
 
@@ -15,8 +26,8 @@ def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
     refuses (no token, no right, no network).
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
+    check_name(name)
     if "plan" not in read_card(folder):
         raise UserError(f"{folder} is no exported student: there is nothing to push")
     hub = HfApi()
@@ -25,8 +36,6 @@ def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
         hub.upload_folder(
             repo_id=address.repo_id, folder_path=folder, commit_message="Add a few-step student"
         )
-    except HFValidationError as error:
-        raise UserError(f"{name} is no name of a repository: {first_line(error)}") from error
     except (OSError, ValueError) as error:  # the hub's HTTP errors are OSErrors
         raise StepDistillError(
             f"{folder} could not be put on the hub as {name}: {first_line(error)}. Log in with "

@@ -297,9 +297,16 @@ CASES = [
 
 
 def test_train_writes_the_report(teacher: Path, tmp_path: Path, with_report: None) -> None:
-    """A page with the settings, beside the student."""
-    assert train("ect", teacher, tmp_path) == 0
+    """A page with the settings, beside the student, whose card has what was measured of it."""
+    measure = ("--evaluate_every=3", "--evaluate_samples=1000")
+    assert train("ect", teacher, tmp_path, *measure) == 0
     assert "max_steps" in (tmp_path / "report.html").read_text()
+    measured = {k: v for line in lines(tmp_path) for k, v in line.items() if k.startswith("eval/")}
+    card = json.loads((tmp_path / "student" / "stepdistill.json").read_text())
+    assert card["metrics"] == {k.removeprefix("eval/"): v for k, v in measured.items()}
+    text = (tmp_path / "student" / "README.md").read_text()
+    assert f"| fid | {card['metrics']['fid']:.6g} |" in text
+    assert card["data"] == "images of digits"
 
 
 @pytest.mark.parametrize(("method", "steps", "more"), CASES, ids=str)

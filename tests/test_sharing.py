@@ -8,7 +8,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from commands import check_exports_here, draw_no_report, run
 from huggingface_hub.errors import HfHubHTTPError
+from tiny_pipelines import PIPELINES
 
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.sharing import push_to_hub
@@ -48,6 +50,26 @@ def test_the_whole_folder_is_sent(student: Path, hub: list[tuple[str, dict[str, 
     assert hub[1][0] == "upload"
     assert hub[1][1]["repo_id"] == "me/fast"
     assert hub[1][1]["folder_path"] == student
+
+
+def test_a_run_pushes_what_it_exported(
+    tmp_path: Path, hub: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad name is refused before training; of "both" the LoRA goes beside the student."""
+    check_exports_here(monkeypatch)
+    draw_no_report(monkeypatch)
+    PIPELINES["sd15"]().save_pretrained(tmp_path / "teacher")
+    (tmp_path / "prompts.txt").write_text("a red cat\na blue dog\n")
+    told = ["--teacher", tmp_path / "teacher", "--prompts", tmp_path / "prompts.txt"]
+    size = ["--load.height=16", "--load.width=16", "--method.gan_weight=0", "--lora.rank=2"]
+    short = ["--max_steps=1", "--batch_size=2", "--export=both", "--output", tmp_path / "run"]
+    assert run("train", "dmd2", *told, *size, *short, "--push_to_hub=me/fast/er") == 2
+    assert not (tmp_path / "run").exists()
+    assert run("train", "dmd2", *told, *size, *short, "--push_to_hub=me/fast") == 0
+    sent = [(call["repo_id"], call["folder_path"].name) for kind, call in hub if kind == "upload"]
+    assert sent == [("me/fast", "student"), ("me/fast-lora", "lora")]
+    card = json.loads((tmp_path / "run/student/stepdistill.json").read_text())
+    assert card["data"] == "prompts of prompts.txt"
 
 
 def test_refusals(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from ..errors import UserError
 from ..methods import METHODS
 from ..methods.base import Method
 from ..roles import LoRAOptions
+from ..sharing import check_name
 from ..teachers import Teacher
 from .options import DistilOptions
 
@@ -33,6 +34,8 @@ def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> N
 
 def check_export(options: DistilOptions, lora: LoRAOptions, teacher: Teacher) -> None:
     """UserError for a LoRA that there will not be, or that the stock pipeline cannot load."""
+    if options.push_to_hub:
+        check_name(options.push_to_hub)
     if options.export == "folder":
         return
     if lora.rank == 0:

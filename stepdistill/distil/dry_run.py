@@ -28,7 +28,7 @@ def one_iteration(settings: Settings, method: type[Any]) -> Settings:
         own = replace(own, critic_steps=1)
     parts = {
         **settings.parts,
-        DistilOptions: replace(options, output=str(output), export_every=0),
+        DistilOptions: replace(options, output=str(output), export_every=0, push_to_hub=""),
         FitConfig: replace(config, **short),
         method: own,
     }

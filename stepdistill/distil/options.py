@@ -37,6 +37,7 @@ class DistilOptions:
         evaluate_samples: samples a measurement during training, on built-in data
         export: what is written at the end: a whole pipeline "folder", a "lora", or "both"
         export_every: iterations between students written to students/NNNNNN; 0: at the end alone
+        push_to_hub: put what was written there, owner/name; of "both" the LoRA as owner/name-lora
         validation_prompts: of the grids, for a teacher that is told by text
         hooks: functions "module:name" to call after each iteration, see fit.Hook
         dry_run: do one iteration of one micro-batch in output/dry_run, and export it
@@ -54,6 +55,7 @@ class DistilOptions:
     evaluate_samples: int = 2_000
     export: Literal["folder", "lora", "both"] = "folder"
     export_every: int = 0
+    push_to_hub: str = ""
     validation_prompts: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     dry_run: bool = False

@@ -26,13 +26,12 @@ from ..report import write_report
 from ..roles import LoRAOptions
 from ..runs import RunFolder
 from ..savings import MemoryOptions
-from ..teachers import Teacher
 from .build import build_method, read_teacher
 from .checks import check_export, check_possible
 from .data import load_data
 from .dry_run import one_iteration
 from .options import DistilOptions, read_settings
-from .students import export_finished, exports_on_the_way
+from .students import StudentWriter
 from .validation import evaluation, sample_grids
 
 
@@ -59,10 +58,11 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     with run if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
             _open(run, name, settings, data)
-        result = _fit(name, method, data, run, settings, accelerator, teacher)
+        writer = StudentWriter(name, teacher, run, settings)
+        result = _fit(method, data, writer, accelerator)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
-                exported = export_finished(name, method, teacher, run, settings, result.iteration)
+                exported = writer.finish(method, result.iteration)
             print("\n".join(f"student: {folder}" for folder in exported))
             print(f"page:    {write_report(run.path)}")
     if result.interrupted and accelerator.is_main_process:
@@ -91,15 +91,8 @@ def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
         print(data.describe(), file=sys.stderr)
 
 
-def _fit(
-    name: str,
-    method: Method,
-    data: Data,
-    run: RunFolder,
-    settings: Settings,
-    accelerator: Accelerator,
-    teacher: Teacher,
-) -> FitResult:
+def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Accelerator) -> FitResult:
+    run, settings, teacher = writer.run, writer.settings, writer.teacher
     options = settings.get(DistilOptions)
     compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
@@ -109,7 +102,7 @@ def _fit(
         settings.get(FitConfig),
         run,
         settings={
-            "method_name": name,
+            "method_name": writer.name,
             "load": loaded,
             "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
             **{key: settings.resolved[key] for key in compared},
@@ -117,7 +110,7 @@ def _fit(
         accelerator=accelerator,
         evaluate=evaluation(options, method, teacher),
         draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),
-        hooks=[*exports_on_the_way(name, teacher, run, settings, accelerator), *own_hooks(options)],
+        hooks=[*writer.on_the_way(accelerator), *own_hooks(options)],
         resume=options.resume,
     )
 

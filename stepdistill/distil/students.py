@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,62 +18,66 @@ from ..methods import METHODS
 from ..methods.base import Method
 from ..roles import Role, has_adapters, merged
 from ..runs import RunFolder
+from ..sharing import push_to_hub
 from ..teachers import Teacher, read_card
 from .build import build_method, read_teacher
 from .options import DistilOptions, read_settings
+from .provenance import provenance
 
 
-def export_student(
-    name: str, method: Method, teacher: Teacher, folder: Path, iteration: int
-) -> None:
-    """Write the generator as it is now, as a diffusers folder."""
-    card = {"method": name, "iteration": iteration}
-    export(exportable(method.roles["generator"]), teacher, method.plan, folder, card)
+@dataclass(frozen=True)
+class StudentWriter:
+    """Writes the students of a run of ``train NAME``, with where they come from."""
 
+    name: str
+    teacher: Teacher
+    run: RunFolder
+    settings: Settings
 
-def export_adapters(
-    name: str, method: Method, teacher: Teacher, folder: Path, iteration: int
-) -> None:
-    """Write the adapters of the generator as they are now."""
-    card = {"method": name, "iteration": iteration}
-    export_lora(method.roles["generator"].frozen, teacher, method.plan, folder, card)
+    def write_folder(self, method: Method, folder: Path, iteration: int) -> None:
+        """The generator as it is now, as a diffusers folder."""
+        card = provenance(self.name, self.settings, self.run, iteration)
+        export(exportable(method.roles["generator"]), self.teacher, method.plan, folder, card)
+
+    def write_lora(self, method: Method, folder: Path, iteration: int) -> None:
+        """The adapters of the generator as they are now."""
+        card = provenance(self.name, self.settings, self.run, iteration)
+        export_lora(method.roles["generator"].frozen, self.teacher, method.plan, folder, card)
+
+    def finish(self, method: Method, iteration: int) -> list[Path]:
+        """Write what ``export`` asks for, unless it is there, and push it; the folders."""
+        options = self.settings.get(DistilOptions)
+        written = []
+        for kind, folder, write in (
+            ("folder", self.run.student, self.write_folder),
+            ("lora", self.run.lora, self.write_lora),
+        ):
+            if options.export in (kind, "both"):
+                if read_card(folder).get("iteration") != iteration:
+                    write(method, folder, iteration)
+                written.append(folder)
+        if options.push_to_hub:
+            for folder in written:
+                second = "-lora" if options.export == "both" and folder == self.run.lora else ""
+                push_to_hub(folder, options.push_to_hub + second)
+        return written
+
+    def on_the_way(self, accelerator: Accelerator) -> list[Hook]:
+        """The hook that writes ``students/NNNNNN``, if there is to be one."""
+        every = self.settings.get(DistilOptions).export_every
+
+        def write(iteration: int, method: Method, ema: EMA) -> None:
+            if iteration % every == 0 and accelerator.is_main_process:
+                with ema.applied():
+                    folder = self.run.path / "students" / f"{iteration:06d}"
+                    self.write_folder(method, folder, iteration)
+
+        return [write] if every else []
 
 
 def exportable(role: Role) -> nn.Module:
     """The role's denoiser without adapters, in eval mode; the role itself stays as it is."""
     return merged(role).eval() if has_adapters(role) else role.frozen
-
-
-def export_finished(
-    name: str, method: Method, teacher: Teacher, run: RunFolder, settings: Settings, iteration: int
-) -> list[Path]:
-    """Write what ``export`` asks for, unless it is there; the folders."""
-    wanted = settings.get(DistilOptions).export
-    written = []
-    for kind, folder, write in (
-        ("folder", run.student, export_student),
-        ("lora", run.lora, export_adapters),
-    ):
-        if wanted in (kind, "both"):
-            if read_card(folder).get("iteration") != iteration:
-                write(name, method, teacher, folder, iteration)
-            written.append(folder)
-    return written
-
-
-def exports_on_the_way(
-    name: str, teacher: Teacher, run: RunFolder, settings: Settings, accelerator: Accelerator
-) -> list[Hook]:
-    """The hook that writes ``students/NNNNNN``, if there is to be one."""
-    every = settings.get(DistilOptions).export_every
-
-    def write(iteration: int, method: Method, ema: EMA) -> None:
-        if iteration % every == 0 and accelerator.is_main_process:
-            with ema.applied():
-                folder = run.path / "students" / f"{iteration:06d}"
-                export_student(name, method, teacher, folder, iteration)
-
-    return [write] if every else []
 
 
 def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
@@ -95,5 +100,6 @@ def export_checkpoint(run: Path, output: Path, iteration: int | None) -> Path:
     teacher = read_teacher(settings)
     method = build_method(name, settings, teacher)
     checkpoint.load_average(path, method.roles["generator"])
-    export_student(name, method, teacher, output, int(path.name))
+    writer = StudentWriter(name, teacher, RunFolder(run), settings)
+    writer.write_folder(method, output, int(path.name))
     return path

@@ -1,0 +1,49 @@
+"""Where a student comes from, as its folder tells it: method, data and what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import Settings
+from ..precomputed import find_precomputed
+from ..runs import RunFolder, read_metrics
+from .options import DistilOptions
+
+MEASURED = "eval/"  # how metrics.jsonl marks what was measured
+
+
+def provenance(name: str, settings: Settings, run: RunFolder, iteration: int) -> dict[str, Any]:
+    """What ``stepdistill.json`` and the model card say of a student of ``train NAME``."""
+    found = measured(run.metrics, iteration)
+    return {
+        "method": name,
+        "iteration": iteration,
+        "data": learned_from(settings.get(DistilOptions)),
+        **({"metrics": found} if found else {}),
+    }
+
+
+def learned_from(options: DistilOptions) -> str:
+    """The data in words. Of a local path the last part alone: a card is read by strangers."""
+    if options.prompts:
+        return f"prompts of {_shown(options.prompts)}"
+    if find_precomputed(options.data):
+        return f"{_shown(options.data)}, precomputed"
+    if options.data:
+        return f"images of {_shown(options.data)}"
+    return "what the teacher brings"
+
+
+def measured(metrics: Path, iteration: int) -> dict[str, float]:
+    """The last measurement of this very iteration; {} if there is none."""
+    found: dict[str, float] = {}
+    for row in read_metrics(metrics):
+        if row["iteration"] == iteration:
+            own = {k.removeprefix(MEASURED): v for k, v in row.items() if k.startswith(MEASURED)}
+            found = own or found
+    return found
+
+
+def _shown(source: str) -> str:
+    return Path(source).name if Path(source).exists() else source
