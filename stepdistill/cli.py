@@ -20,6 +20,7 @@ COMMANDS = {
     "quickstart": ("trainers.quickstart", "distil the built-in digits teacher and measure it"),
     "precompute": ("trainers.precompute", "encode prompts or images once, or sample pairs"),
     "train": ("", "train METHOD: distil a teacher with one of the methods"),
+    "recipes": ("trainers.list_recipes", "published settings, as config files of train"),
     "inspect": ("evals.inspect_memory", "what a training run will take of the memory"),
     "sample": ("evals.generate", "sample a student into a grid or a folder"),
     "export": ("trainers.export", "write a checkpoint's student as a diffusers folder"),

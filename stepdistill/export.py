@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -40,6 +41,7 @@ def export(
     """
     assert isinstance(generator, Denoiser)
     teacher = teacher.whole()
+    generator = as_loaded(generator, teacher.denoiser)
     call = teacher.family.call
 
     def write(place: Path, record: Record) -> float:
@@ -80,6 +82,19 @@ def export_lora(
         return check(generator, teacher, plan, place, code, call)
 
     return _write_whole(Path(folder), {**_record(teacher, plan, card), "lora": WEIGHTS}, write)
+
+
+def as_loaded(generator: Denoiser, teacher: Denoiser) -> Denoiser:
+    """``generator`` with every weight in the dtype that the teacher has it in: what learned in
+    float32 is written, and checked, in the dtype that the pipeline is loaded in.
+    """
+    dtypes = {name: p.dtype for name, p in teacher.named_parameters()}
+    if all(p.dtype == dtypes.get(name, p.dtype) for name, p in generator.named_parameters()):
+        return generator
+    generator = copy.deepcopy(generator)
+    for name, parameter in generator.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+    return generator
 
 
 def _record(teacher: Teacher, plan: StepPlan, card: Mapping[str, Any] | None) -> Record:

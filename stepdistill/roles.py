@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,8 +106,12 @@ class Role:
 
 
 def full(name: str, denoiser: nn.Module) -> Role:
-    """A role with its own copy of all weights; those that nothing reads do not learn."""
+    """A role with its own copy of all weights, in float32; those that nothing reads do not learn.
+
+    A weight in bf16 has 8 bits: a step below 0.2 % of it is lost in rounding.
+    """
     module = copy.deepcopy(denoiser).requires_grad_(True).train()
+    in_float32(module.parameters())
     if isinstance(module, Denoiser):
         for parameter_name, parameter in module.backbone.network.named_parameters():
             if parameter_name.startswith(module.backbone.unread):
@@ -130,10 +134,15 @@ def lora(name: str, denoiser: Denoiser, config: LoraConfig) -> Role:
         inject_adapter_in_model(config, module.backbone.network, "default")
     except ValueError as error:
         raise UserError(f"LoRA for the {name} cannot be added: {error}") from error
-    for parameter in module.parameters():
-        if parameter.requires_grad and parameter.element_size() < 4:  # peft takes the base's dtype
-            parameter.data = parameter.data.float()
+    in_float32(p for p in module.parameters() if p.requires_grad)  # peft takes the base's dtype
     return Role(name, module)
+
+
+def in_float32(parameters: Iterable[Parameter]) -> None:
+    """Those in half precision, in place."""
+    for parameter in parameters:
+        if parameter.element_size() < 4:
+            parameter.data = parameter.data.float()
 
 
 @dataclass(frozen=True)

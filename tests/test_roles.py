@@ -15,6 +15,7 @@ from stepdistill.backbones.mlp import MLP
 from stepdistill.conditioning import Conditioning
 from stepdistill.ema import EMA
 from stepdistill.errors import UserError
+from stepdistill.export import as_loaded
 from stepdistill.roles import LoRAOptions, Role, full, lora, merged, share, trainable_role
 
 TARGETS = ["inward", "time", "0.1", "0.3", "1.1", "1.3"]  # the last four are in the two blocks
@@ -238,6 +239,23 @@ def test_float32_adapters_train_over_bf16(name, autocast):
     optimizer.step()
     moved = [(generator.trainable()[k] - v).abs().max() for k, v in before.items()]
     assert all(5e-7 < m < 2e-6 for m in moved)
+
+
+def test_full_weights_are_float32_copies_of_half_precision():
+    """A step of 1e-4 of a weight would be lost in bf16; the teacher keeps its dtype."""
+    teacher = denoiser().bfloat16()
+    role = full("generator", teacher)
+    assert {p.dtype for p in role.module.parameters()} == {torch.float32}
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    before = [p.clone() for p in role.module.parameters()]
+    with torch.no_grad():
+        for p in role.module.parameters():
+            p.mul_(1 + 1e-4)
+    for old, new in zip(before, role.module.parameters(), strict=True):
+        assert not torch.equal(old[old != 0], new[old != 0]) or not bool(old.any())
+    written = as_loaded(role.module, teacher)
+    assert {p.dtype for p in written.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in role.module.parameters()} == {torch.float32}
 
 
 def test_merged_over_bf16_stays_bf16():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def train(place: Path, output: Path, *more: object) -> int:
     return run("train", "dmd2", *told, *size, *short, "--output", output, *more)
 
 
+@pytest.mark.slow
 def test_both_exports_students_on_the_way_grids_and_hooks(place: Path, tmp_path: Path) -> None:
     """A LoRA run writes the merged folder, the LoRA and a student each iteration; grids show the
     validation prompts; the hook sees each iteration."""
@@ -62,12 +64,17 @@ def test_both_exports_students_on_the_way_grids_and_hooks(place: Path, tmp_path:
     assert grid.size == (3 * 50 - 2, 4 * 50 - 2)
 
 
-def test_a_dry_run_is_one_iteration_of_one_micro_batch(place: Path, tmp_path: Path) -> None:
-    """In a folder of its own, that a second one replaces; the run's own folder stays free."""
+@pytest.mark.slow
+def test_a_dry_run_is_one_iteration_of_one_micro_batch(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder of its own, that a second one replaces; the run's own folder stays free. The
+    memory of each update is told first."""
     output = tmp_path / "run"
     for _ in range(2):
         assert train(place, output, "--accumulate", 2, "--dry_run") == 0
     assert [path.name for path in output.iterdir()] == ["dry_run"]
+    assert re.search(r"generator update: [\d.]+ MiB at the peak", capfd.readouterr().out)
     lines = read_metrics(output / "dry_run" / "metrics.jsonl")
     assert [line["iteration"] for line in lines if "generator/loss" in line] == [1]
     settings = yaml.safe_load((output / "dry_run" / "config.yaml").read_text())

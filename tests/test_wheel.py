@@ -30,6 +30,7 @@ def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     assert tops == {"stepdistill"}
     for needed in (
         "stepdistill/trainers/dmd2.py",
+        "stepdistill/trainers/recipes/sdxl-4step-lora-24gb.yaml",
         "stepdistill/evals/fid.py",
         "stepdistill/pipelines/__init__.py",
         "stepdistill/worlds/digits/classifier/model.safetensors",

@@ -40,7 +40,8 @@ class DistilOptions:
         push_to_hub: put what was written there, owner/name; of "both" the LoRA as owner/name-lora
         validation_prompts: of the grids, for a teacher that is told by text
         hooks: functions "module:name" to call after each iteration, see fit.Hook
-        dry_run: do one iteration of one micro-batch in output/dry_run, and export it
+        dry_run: print what the memory will hold, do one iteration of one micro-batch in
+            output/dry_run, and export it
     """
 
     teacher: str

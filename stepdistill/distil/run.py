@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..export import claim
 from ..fit import FitConfig, FitResult, Hook, fit
 from ..initial import start_from
+from ..memory import estimate
 from ..methods import METHODS
 from ..methods.base import Method
 from ..report import write_report
@@ -54,6 +55,9 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
+    if options.dry_run and accelerator.is_main_process:
+        ranks, device = accelerator.num_processes, accelerator.device.type
+        print(estimate(method, data, settings.get(FitConfig), ranks, device).table())
     run = RunFolder(options.output)
     with run if accelerator.is_main_process else contextlib.nullcontext():
         if accelerator.is_main_process:
