@@ -19,6 +19,7 @@ from stepdistill.config import parse
 from stepdistill.errors import UserError
 
 FAMILIES = "families.json"  # written by ``make families``
+MEMORY = "memory.json"  # written by stepdistill.evals.memory_record
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Options:
 
     Args:
         readme: the file with a pair of markers for each table
-        records: the folder of results.json files, one a run, and of families.json
+        records: the folder of results.json files, one a run, of families.json and memory.json
         check: only compare
     """
 
@@ -85,11 +86,39 @@ def families_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory_tables(record: dict[str, Any]) -> str:
+    """Bytes of LoRA roles beside their teacher's, and the peaks of SDXL's updates."""
+    lines = [
+        f"| network | LoRA of rank {record['rank']} on | teacher | with generator and critic "
+        "| ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in record["roles"]:
+        held = f"{_gib(row['teacher_bytes'])} | {_gib(row['bytes'])} | {row['ratio']:.2f}"
+        lines.append(f"| {row['network']} | {row['targets']} | {held} |")
+    lines += [
+        "",
+        "| GAN | gradient checkpointing | encoders on | between updates | critic update "
+        "| generator update |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in record["peaks"]:
+        flags = ("yes" if row[name] else "no" for name in ("gan", "gradient_checkpointing"))
+        peaks = (row["updates"][name]["peak"] for name in ("critic", "generator"))
+        sizes = (_gib(size) for size in (row["resident"], *peaks))
+        lines.append(f"| {' | '.join((*flags, row['encoders'], *sizes))} |")
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Put each table between its markers."""
     options = parse("stepdistill.evals.tables", (Options,), {}, arguments).get(Options)
     records = Path(options.records)
-    paths = sorted(path for path in records.glob("*.json") if path.name != FAMILIES)
+    paths = sorted(path for path in records.glob("*.json") if path.name not in (FAMILIES, MEMORY))
     if not paths:
         raise UserError(f"{options.records} holds no records")
     readme = Path(options.readme)
@@ -97,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = {
         "results": results_table([json.loads(path.read_text()) for path in paths]),
         "families": families_table(json.loads((records / FAMILIES).read_text())),
+        "memory": memory_tables(json.loads((records / MEMORY).read_text())),
     }
     for name, rendered in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
