@@ -163,7 +163,7 @@ def _distinct(module: nn.Module, seen: set[int]) -> list[Tensor]:
     """Parameters and buffers of ``module`` whose storage is not in ``seen``, which they join."""
     found = []
     for tensor in (*module.parameters(), *module.buffers()):
-        key = tensor.untyped_storage()._cdata
+        key = _stored(tensor)[0].untyped_storage()._cdata
         if key not in seen:
             seen.add(key)
             found.append(tensor)
@@ -181,4 +181,13 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    stored = (part for tensor in tensors for part in _stored(tensor))
+    return sum(part.numel() * part.element_size() for part in stored)
+
+
+def _stored(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold a tensor's values: itself, or the parts of a quantised one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _stored(getattr(tensor, name))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,16 @@ class MemoryOptions:
 
     gradient_checkpointing: bool = False  # compute activations again in the backward pass
     teacher_fp8: bool = False  # keep the teacher's weights in 8 bits, cast layer by layer
+    teacher_int8: bool = False  # keep those of its linear layers in int8, which needs torchao
+
+    def __post_init__(self) -> None:
+        if self.teacher_fp8 and self.teacher_int8:
+            raise UserError("teacher_fp8 and teacher_int8 are two ways to do the same: take one")
+        if self.teacher_int8 and importlib.util.find_spec("torchao") is None:
+            raise UserError(
+                "teacher_int8 needs torchao, which is not installed: pip install "
+                "'stepdistill[int8]', or set teacher_int8=false"
+            )
 
 
 def save_memory(options: MemoryOptions, method: Method, teacher: Denoiser) -> None:
@@ -33,6 +44,8 @@ def save_memory(options: MemoryOptions, method: Method, teacher: Denoiser) -> No
                 checkpoint_gradients(role)
     if options.teacher_fp8:
         keep_in_fp8(teacher, method.roles.values())
+    if options.teacher_int8:
+        keep_in_int8(teacher, method.roles.values())
 
 
 def checkpoint_gradients(role: Role) -> None:
@@ -57,15 +70,32 @@ def keep_in_fp8(teacher: Denoiser, roles: Iterable[Role]) -> None:
     Norms, embeddings and what diffusers names sensitive stay. The cast replaces the weights of a
     skeleton, so no role may share them: UserError for LoRA roles.
     """
+    refuse_sharing("teacher_fp8", teacher, roles)
+    for network in diffusers_networks(teacher):
+        network.enable_layerwise_casting(FP8, compute_dtype=network.dtype)
+
+
+def keep_in_int8(teacher: Denoiser, roles: Iterable[Role]) -> None:
+    """Weights of linear layers in int8, each output's with a scale of its own (torchao).
+
+    Quantised after full roles are copied of it: they learn from the weights as they were loaded.
+    Convolutions, norms and embeddings stay. UserError for LoRA roles, whose base this would be.
+    """
+    refuse_sharing("teacher_int8", teacher, roles)
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(teacher.backbone.network, Int8WeightOnlyConfig())
+
+
+def refuse_sharing(option: str, teacher: Denoiser, roles: Iterable[Role]) -> None:
+    """UserError if a role is made of the teacher's own weights, which ``option`` would replace."""
     own = {p.untyped_storage()._cdata for p in teacher.parameters()}
     for role in roles:
         if any(p.untyped_storage()._cdata in own for p in role.module.parameters()):
             raise UserError(
-                f"memory.teacher_fp8: the {role.name} is a LoRA over the teacher's own weights, "
+                f"memory.{option}: the {role.name} is a LoRA over the teacher's own weights, "
                 "which cannot be cast under it: leave it out, or set lora.rank=0"
             )
-    for network in diffusers_networks(teacher):
-        network.enable_layerwise_casting(FP8, compute_dtype=network.dtype)
 
 
 def diffusers_networks(denoiser: Denoiser) -> list[Any]:

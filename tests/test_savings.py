@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from stepdistill.backbones.mlp import MLP
 from stepdistill.denoisers import Backbone, Denoiser
 from stepdistill.draws import Draws
 from stepdistill.errors import UserError
+from stepdistill.fit import FitConfig
+from stepdistill.footprint import parts_of
 from stepdistill.methods.base import Batch
 from stepdistill.methods.dmd2 import DMD2
 from stepdistill.rehearsal import rehearse
@@ -118,6 +121,69 @@ def test_fp8_is_refused_under_lora_roles() -> None:
         keep_in_fp8(teacher, method.roles.values())
     hooked = [m for m in teacher.modules() if hasattr(m, "_diffusers_hook")]
     assert not any(isinstance(m._diffusers_hook, HookRegistry) for m in hooked)
+
+
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="needs torchao"
+)
+
+
+@needs_torchao
+@pytest.mark.parametrize(
+    ("name", "part", "error"), [("sd3", 0.28, 0.003), ("dit", 0.50, 0.01), ("unet", 0.80, 0.003)]
+)
+def test_the_teacher_in_int8(name: str, part: float, error: float) -> None:
+    """A quarter of the bytes where all is linear, nearly the same x0 and gradient; roles stay."""
+    mid = MIDS[name]
+    method = dmd2(mid, "cpu", rank=0, gan=False, checkpointed=False)
+    teacher = method.real.denoiser  # type: ignore[attr-defined]
+    x_t, t, cond = torch.randn(2, *mid.shape), torch.full((2,), 0.5), mid.conditioning("cpu")
+    x_t.requires_grad_(True)
+
+    def answer() -> tuple[Tensor, Tensor]:
+        x0_hat = teacher(x_t, t, cond).x0_hat
+        return x0_hat.detach(), torch.autograd.grad(x0_hat.square().sum(), x_t)[0]
+
+    before, critic = answer(), method.critic.frozen(x_t, t, cond).x0_hat
+    size = parts_of(method, teacher, FitConfig())[0]
+    save_memory(MemoryOptions(teacher_int8=True), method, teacher)
+    now = parts_of(method, teacher, FitConfig())[0]
+    assert now.weights < part * size.weights
+    assert now.parameters == size.parameters
+    for old, new in zip(before, answer(), strict=True):
+        difference = float((new - old).square().mean().sqrt() / old.std())
+        print(f"{name}: {now.weights / size.weights:.3f} of the bytes, {difference:.1e} off")
+        assert 0 < difference < error
+    assert torch.equal(method.critic.frozen(x_t, t, cond).x0_hat, critic)
+    for purpose in method.updates:
+        loss = getattr(method, f"{purpose}_loss")
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(Batch(before[0], cond, Draws(0, 1, purpose, (0,)))).value
+        torch.autograd.backward(value)
+    assert all(p.grad is not None for p in method.generator.trainable().values())
+
+
+@needs_torchao
+def test_int8_is_refused_under_lora_roles() -> None:
+    """The base would have no merged form to export; nothing is done to the teacher."""
+    method = dmd2(MIDS["dit"], "cpu", rank=4, gan=False, checkpointed=False)
+    teacher = method.real.denoiser  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"memory.teacher_int8.*LoRA over the teacher's own"):
+        save_memory(MemoryOptions(teacher_int8=True), method, teacher)
+    assert not any(hasattr(p, "__tensor_flatten__") for p in teacher.parameters())
+
+
+@needs_torchao
+def test_a_teacher_is_cast_one_way() -> None:
+    with pytest.raises(UserError, match="take one"):
+        MemoryOptions(teacher_fp8=True, teacher_int8=True)
+
+
+def test_int8_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence before anything is loaded."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs torchao.*stepdistill\[int8\]"):
+        MemoryOptions(teacher_int8=True)
 
 
 @pytest.mark.slow
