@@ -42,7 +42,8 @@ class Options:
         labels: class numbers, repeated to num; default: all classes in turn
         prompt: of a model that is told by text, repeated to num
         image: the first frame, of an image-to-video model
-        compare: another folder, hub id or built-in teacher as the first row, at equal seeds
+        compare: another folder, file, hub id or built-in teacher as the first row, at equal seeds
+        compare_config: the folder or hub id that describes a file, as train's load.config
         compare_steps: its steps
         guidance_scale: of --compare (default: its pipeline's own)
         anyway: use guidance_scale on a student too, which is trained to do without
@@ -58,6 +59,7 @@ class Options:
     prompt: tuple[str, ...] = ()
     image: str | None = None
     compare: str | None = None
+    compare_config: str | None = None
     compare_steps: int = TEACHER_STEPS
     guidance_scale: float | None = None
     anyway: bool = False
@@ -113,7 +115,7 @@ def rows_of(options: Options, student: Student) -> list[Row]:
     own = {} if options.compare else guided
     rows = []
     if options.compare is not None:
-        teacher = load_student(folder_of(options.compare))
+        teacher = load_student(folder_of(options.compare), options.compare_config)
         more = teacher.guidance(options.guidance_scale)
         size = {k: v for k, v in student.call.items() if k in ("height", "width", "num_frames")}
         rows.append(_row("teacher", options, teacher, options.compare_steps, {**size, **more}))

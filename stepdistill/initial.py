@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ def start_from(path: Path, generator: Role, teacher: Teacher) -> None:
             "stepdistill export"
         )
     without_encoders = Stored(None, Conditioning.empty(1))
-    student = load_teacher(folder, options=teacher.options, stored=without_encoders)
+    options = replace(teacher.options, config=None)  # of the teacher's file, not of a folder
+    student = load_teacher(folder, options=options, stored=without_encoders)
     if student.family.card != teacher.family.card:
         raise UserError(
             f"{folder} is a student of the family {student.family.card.name}, and {teacher.name} "

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 import yaml
 
+from .backbones import from_file
 from .backbones.family import dtype_keyword
 from .plans import StepPlan
+from .single_file import described_in, whole_description
+from .sources import read_model_index
 from .teachers import LoadOptions, Teacher
 
 # the hub's names of tasks
@@ -40,12 +43,42 @@ def lora_loading_code(teacher: Teacher, files: dict[str, dict[str, Any]], schedu
         f"pipeline.load_lora_weights({_arguments({'': '.', 'weight_name': file, **given})})\n"
         for file, given in files.items()
     )
+    classes, loaded = _teacher_loaded(teacher)
     return f"""import torch
-from diffusers import DiffusionPipeline, {name}
+from diffusers import {", ".join(sorted({*classes, name}))}
 
-pipeline = DiffusionPipeline.from_pretrained({teacher.source!r}{_dtype(teacher.options)})
+pipeline = {loaded}
 {loads}pipeline.scheduler = {name}.from_pretrained(".", subfolder="scheduler")
 """
+
+
+def _teacher_loaded(teacher: Teacher) -> tuple[list[str], str]:
+    """The diffusers classes that load the teacher's pipeline, and the call that does."""
+    source, dtype = teacher.source, _dtype(teacher.options)
+    if not Path(source).is_file():
+        return ["DiffusionPipeline"], f"DiffusionPipeline.from_pretrained({source!r}{dtype})"
+    file, config = Path(source), teacher.options.config
+    folder, told = described_in(file, config), whole_description(file, config)
+    kinds, names = dict(from_file.classes(folder)), from_file.held(file, folder)
+    single = [name for name in names if hasattr(kinds[name], "from_single_file")]
+    if single == names:  # no encoders: the pipeline is the folder's, but for these
+        parts = {
+            name: f"{kinds[name].__name__}.from_single_file("
+            f"{source!r}, config={told!r}, subfolder={name!r}{dtype})"
+            for name in names
+        }
+        parts |= (
+            {from_file.LEFT_OUT: "None"} if from_file.LEFT_OUT in read_model_index(folder) else {}
+        )
+        used, call = ["DiffusionPipeline"], f"DiffusionPipeline.from_pretrained({told!r}"
+        used += [kinds[name].__name__ for name in names]
+    else:
+        kind, used = teacher.family.card.pipeline, [teacher.family.card.pipeline]
+        call, parts = f"{kind}.from_single_file({source!r}, config={told!r}", {}
+        if "vae" in kinds and "vae" not in names:
+            parts = {"vae": f"{kinds['vae'].__name__}.from_pretrained({told!r}, subfolder='vae')"}
+            used.append(kinds["vae"].__name__)
+    return used, call + "".join(f", {k}={v}" for k, v in parts.items()) + f"{dtype})"
 
 
 def sampling_call(call: dict[str, Any], plan: StepPlan) -> str:

@@ -34,7 +34,7 @@ class PrecomputeOptions:
     """Encode prompts or images once for any number of trainings, or sample noise-image pairs.
 
     Args:
-        teacher: a built-in name, a diffusers folder or a hub id
+        teacher: a built-in name, a diffusers folder, a .safetensors file or a hub id
         output: the folder to write; the same command goes on with it
         prompts: a .txt, .jsonl, .csv or .parquet file, or the name of a data set; of an
             image-to-video teacher captioned images, its first frames

@@ -15,7 +15,8 @@ from .backbones.family import Family
 from .errors import UserError
 from .families import of_pipeline
 from .plans import StepPlan
-from .teachers import CARD, first_line, read_card, read_model_index
+from .single_file import described_in
+from .teachers import CARD, LoadOptions, first_line, read_card, read_model_index
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,15 @@ class Student:
         return found * 2 - 1
 
 
-def load_student(folder: Path) -> Student:
-    """Load a diffusers folder of a known family; UserError if it is missing or damaged."""
+def load_student(folder: Path, config: str | None = None) -> Student:
+    """Load a diffusers folder of a known family; UserError if it is missing or damaged.
+
+    With a ``config`` it is one checkpoint file, which that folder or hub id describes.
+    """
     if not folder.exists():
         raise UserError(f"there is no folder {folder}")
-    family = of_pipeline(str(read_model_index(folder).get("_class_name")), str(folder))
+    index = read_model_index(described_in(folder, config))
+    family = of_pipeline(str(index.get("_class_name")), str(folder))
     card = read_card(folder)
     try:
         plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None
@@ -123,8 +128,10 @@ def load_student(folder: Path) -> Student:
         raise UserError(f"{folder / CARD} holds no readable step plan: {error}") from error
     from diffusers import DiffusionPipeline
 
+    from .backbones.components import read_pipeline
+
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline = read_pipeline(DiffusionPipeline, folder, LoadOptions(config=config))
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(
             f"{folder} could not be loaded, its files look damaged: {first_line(error)}"

@@ -1,8 +1,7 @@
-"""``load_teacher``: a built-in name, a diffusers folder or a hub id -> a frozen Teacher."""
+"""``load_teacher``: a built-in name, a diffusers folder, a file or a hub id -> a frozen Teacher."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,11 +17,14 @@ from .denoisers import Denoiser, Denoises
 from .errors import UserError
 from .errors import first_line as first_line
 from .plans import StepPlan
+from .single_file import described_in
+from .sources import CARD as CARD
+from .sources import WORLDS as WORLDS
+from .sources import built_in_worlds as built_in_worlds
+from .sources import folder_of as folder_of
+from .sources import read_card as read_card
+from .sources import read_model_index as read_model_index
 
-WORLDS = Path(__file__).parent / "worlds"
-CARD = "stepdistill.json"  # what stepdistill adds beside a folder's model_index.json
-# a repository's configs and tokenizers, not its weights
-LIGHT, INDICES = ["*.json", "*.txt", "*.model"], ["*.safetensors.index*.json", "*.bin.index*.json"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,6 +40,9 @@ class LoadOptions:
         max_tokens: of a prompt, where the family pads it; default: the pipeline's own
         encoders: where the text encoders and the autoencoder live, the "cpu" or the "device" that
             trains; "device" encodes faster and takes their memory there
+        config: of a teacher in one .safetensors file: the diffusers folder or hub id with the
+            configurations, tokenizers and scheduler of its architecture, and with the encoders'
+            weights if the file has none; default: the one that diffusers goes by, from the hub
     """
 
     weights: ClassVar[bool] = True  # whether they are read, not their shapes alone
@@ -48,6 +53,7 @@ class LoadOptions:
     frames: int | None = None
     max_tokens: int | None = None
     encoders: Literal["cpu", "device"] = "cpu"
+    config: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -93,8 +99,8 @@ class Teacher:
     ``null_cond`` is the conditioning of one unconditional sample, None if the model has none;
     ``num_classes`` is None for a model that is told something else than a class. ``pipeline`` is
     the stock diffusers pipeline whose network ``denoiser`` calls, and ``source`` what loads it: a
-    folder's whole path, or a hub id. ``prompts`` are those that its card gives to try it with. A
-    teacher with ``stored`` conditionings has no encoders.
+    folder's or a file's whole path, or a hub id. ``prompts`` are those that its card gives to try
+    it with. A teacher with ``stored`` conditionings has no encoders.
     """
 
     name: str
@@ -186,18 +192,15 @@ class Teacher:
         return list(self.family.lora_targets)
 
 
-def built_in_worlds() -> list[str]:
-    """The names of the bundled teachers."""
-    return sorted(p.parent.name for p in WORLDS.glob("*/teacher"))
-
-
 def load_encoders(source: str | Path, options: LoadOptions | None = None) -> Teacher:
     """As :func:`load_teacher`, to encode with: the network has a config, and maybe no weights."""
 
-    def load(family: Family, folder: Path) -> Teacher:
-        return family.load_encoders(folder, read_card(folder), options or LoadOptions())
+    given = options or LoadOptions()
 
-    return _load(source, load)
+    def load(family: Family, folder: Path) -> Teacher:
+        return family.load_encoders(folder, read_card(folder), given)
+
+    return _load(source, load, given)
 
 
 def load_teacher(
@@ -206,11 +209,12 @@ def load_teacher(
     options: LoadOptions | None = None,
     stored: Stored | None = None,
 ) -> Teacher:
-    """Load a teacher by built-in name, folder or hub id; its network goes onto ``device``.
+    """Load a teacher by built-in name, folder, file or hub id; its network goes onto ``device``.
 
     On "meta" no weights are read (nor fetched): the networks are shapes from their config files.
-    With ``stored`` conditionings its encoders stay out of memory. Raises UserError if it is
-    missing, damaged, not in diffusers format, or of an unknown family.
+    With ``stored`` conditionings its encoders stay out of memory. One ``.safetensors`` file is
+    described by ``options.config``. Raises UserError if it is missing, damaged, neither in
+    diffusers format nor a file that diffusers converts, or of an unknown family.
     """
     given = options or LoadOptions()
     if torch.device(device).type == "meta":
@@ -223,7 +227,7 @@ def load_teacher(
         teacher = family.load_without_encoders(folder, card, given, stored)
         return replace(teacher, stored=stored)
 
-    teacher = _load(source, load, given.weights)
+    teacher = _load(source, load, given)
     teacher.denoiser.to(device)
     if given.encoders == "device" and given.weights:
         for encoder in teacher.encoders().values():
@@ -232,66 +236,15 @@ def load_teacher(
 
 
 def _load(
-    source: str | Path, load: Callable[[Family, Path], Teacher], weights: bool = True
+    source: str | Path, load: Callable[[Family, Path], Teacher], given: LoadOptions
 ) -> Teacher:
-    folder = folder_of(str(source), weights)
-    family = families.of_pipeline(str(read_model_index(folder).get("_class_name")), str(source))
+    folder = folder_of(str(source), given.weights)
+    index = read_model_index(described_in(folder, given.config))
+    family = families.of_pipeline(str(index.get("_class_name")), str(source))
     try:
         teacher = load(family, folder)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        why = "its files look damaged" if weights else "its config files are not enough"
+        why = "its files look damaged" if given.weights else "its config files are not enough"
         raise UserError(f"{source} could not be loaded, {why}: {first_line(error)}") from error
     hub = folder != Path(source) and str(source) not in built_in_worlds()
     return replace(teacher, name=str(source), source=str(source) if hub else str(folder.resolve()))
-
-
-def read_model_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a diffusers folder; UserError if there is none."""
-    if not (folder / "model_index.json").exists():
-        within = next((p.parent for p in sorted(folder.glob("*/model_index.json"))), None)
-        hint = f": did you mean {within}?" if within else ""
-        raise UserError(f"{folder} is not a diffusers folder, it has no model_index.json{hint}")
-    return _read_object(folder / "model_index.json")
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What stepdistill wrote beside the weights; {} if the folder is not ours."""
-    return _read_object(folder / CARD) if (folder / CARD).exists() else {}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; UserError for anything else."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, and holds a {type(found).__name__}")
-    return found
-
-
-def folder_of(source: str, weights: bool = True) -> Path:
-    """The folder of a built-in name, a path, or a hub id (downloaded or from the cache).
-
-    Of a hub id without ``weights``, the files that hold none. UserError if there is none.
-    """
-    if source in built_in_worlds():
-        return WORLDS / source / "teacher"
-    if Path(source).exists():
-        return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise UserError(
-            f"there is no folder {source}, and no built-in teacher of that name "
-            f"(built in: {', '.join(built_in_worlds())})"
-        )
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import snapshot_download
-
-    try:
-        if not weights:
-            return Path(snapshot_download(source, allow_patterns=LIGHT, ignore_patterns=INDICES))
-        return Path(DiffusionPipeline.download(source))
-    except Exception as error:  # the hub client raises many kinds; all mean the same to the user
-        raise UserError(
-            f"{source} is neither a folder nor a model the hub could give: {first_line(error)}"
-        ) from error

@@ -23,7 +23,6 @@ from ..conditioning import Conditioning
 from ..denoisers import Denoiser, Denoises, Guided
 from ..errors import UserError
 from ..plans import StepPlan
-from . import on_meta
 
 if TYPE_CHECKING:
     from ..data.buckets import Cropped
@@ -65,7 +64,10 @@ class Family(ABC):
 
     @abstractmethod
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
-        """The teacher in ``folder``; ``card`` is what stepdistill wrote there, {} for others'."""
+        """The teacher in ``folder``; ``card`` is what stepdistill wrote there, {} for others'.
+
+        ``folder`` may be one checkpoint file, which ``components.read_pipeline`` reads too.
+        """
 
     def load_without_encoders(
         self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
@@ -209,13 +211,6 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, Any]:
     """
     parts = dtype if dtype == torch.float32 else {"default": dtype, "vae": torch.float32}
     return {dtype_keyword(): parts}
-
-
-def read_pipeline(kind: Any, folder: Path, options: LoadOptions) -> Any:
-    """The pipeline in ``folder``, of class ``kind``; on meta where no weights are asked for."""
-    if not options.weights:
-        return on_meta.pipeline(folder, options.torch_dtype)
-    return kind.from_pretrained(folder, **dtype_argument(options.torch_dtype))
 
 
 def frozen(module: nn.Module) -> Any:

@@ -21,10 +21,17 @@ from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoiser, Denoises
 from ..errors import UserError
 from ..plans import StepPlan
+from ..single_file import described_in
 from ..teachers import LoadOptions, Stored, Teacher
 from . import schedulers
-from .components import is_loaded, load_pipeline, without_encoders, without_networks
-from .family import Family, dtype_argument, frozen, read_pipeline
+from .components import (
+    is_loaded,
+    load_pipeline,
+    read_pipeline,
+    without_encoders,
+    without_networks,
+)
+from .family import Family, frozen
 
 DEFAULT_STEPS = 30  # of a teacher: where most pipelines' samples stop changing to the eye
 
@@ -53,19 +60,18 @@ class LatentFamily(Family):
         self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
     ) -> Teacher:
         """Encoders are None in the pipeline; an autoencoder that is not needed has its config."""
-        instead = without_encoders(folder, stored.decodes)
-        pipeline = load_pipeline(folder, instead, **dtype_argument(options.torch_dtype))
+        instead = without_encoders(described_in(folder, options.config), stored.decodes)
+        pipeline = load_pipeline(folder, instead, options)
         return self.teacher(pipeline, str(folder), options, stored)
 
     def load_encoders(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
-        instead = without_networks(folder)
-        pipeline = load_pipeline(folder, instead, **dtype_argument(options.torch_dtype))
+        instead = without_networks(described_in(folder, options.config))
+        pipeline = load_pipeline(folder, instead, options)
         return self.teacher(pipeline, str(folder), options)
 
     def completed(self, teacher: Teacher) -> Teacher:
         parts = {k: v for k, v in teacher.pipeline.components.items() if is_loaded(v)}
-        dtype = dtype_argument(teacher.options.torch_dtype)
-        pipeline = load_pipeline(teacher.source, parts, **dtype)
+        pipeline = load_pipeline(teacher.source, parts, teacher.options)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 frozen(part)

@@ -45,13 +45,14 @@ def _part(folder: Path, entry: list[Any], dtype: torch.dtype) -> Any:
             network = kind.from_config(kind.load_config(folder))
         else:
             network = kind(kind.config_class.from_pretrained(folder))
-    return _as_loaded(network, torch.float32 if folder.name in IN_FLOAT32 else dtype)
+    loaded = as_loaded(network, torch.float32 if folder.name in IN_FLOAT32 else dtype)
+    return loaded.to("meta")  # buffers that a constructor makes of numpy arrays
 
 
-def _as_loaded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def as_loaded(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """In ``dtype`` but for the parts that the network keeps in float32; in eval mode, as loaded."""
     kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point() and not kept & set(name.split(".")):
             tensor.data = tensor.data.to(dtype)
-    return network.to("meta").eval()  # buffers that a constructor makes of numpy arrays
+    return network.eval()

@@ -22,7 +22,8 @@ from ..plans import StepPlan, renoise_move, start, teacher_times
 from ..schedules import EDMSchedule
 from ..solvers import heun_step, sample
 from ..teachers import LoadOptions, Teacher
-from .family import Family, FamilyCard, frozen, read_pipeline
+from .components import read_pipeline
+from .family import Family, FamilyCard, frozen
 
 NOISE_SCALE = 250.0  # CMStochasticIterativeScheduler feeds 1000 * 0.25 * ln sigma
 

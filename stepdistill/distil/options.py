@@ -21,7 +21,7 @@ class DistilOptions:
     """Distil a teacher into a few-step student.
 
     Args:
-        teacher: a built-in name (digits), a diffusers folder or a hub id
+        teacher: a built-in name (digits), a diffusers folder, a .safetensors file or a hub id
         output: the run folder; the student lies in its student folder
         data: "digits", a folder of images, by class in sub-folders, or one of stepdistill
             precompute; default: the built-in teacher's own (captioned where it is told by text), or

@@ -100,6 +100,8 @@ def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Acceler
     options = settings.get(DistilOptions)
     compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
+    if loaded["config"] is None:  # as in checkpoints of before there was such an option
+        loaded.pop("config")
     return fit(
         method,
         data,

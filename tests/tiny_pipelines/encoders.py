@@ -31,14 +31,14 @@ from tiny_pipelines.tokenizers import (
 WIDTH = 16
 
 
-def clip_text(projected: bool = False) -> PreTrainedModel:
+def clip_text(projected: bool = False, width: int = WIDTH) -> PreTrainedModel:
     """CLIP's text tower; ``projected`` adds the pooled embedding's projection."""
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         bos_token_id=tokenizer.bos_token_id,

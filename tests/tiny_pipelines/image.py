@@ -75,19 +75,19 @@ def sd21(seed: int = 0) -> StableDiffusionPipeline:
     return _stable_diffusion(schedulers.sd21_scheduler(), seed, use_linear_projection=True)
 
 
-def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
+def sdxl(seed: int = 0, second_width: int = WIDTH) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL: two text encoders, pooled text and the image's size as conditions."""
     unet = _text_unet(
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=WIDTH + second_width,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        projection_class_embeddings_input_dim=6 * 8 + second_width,
     )
     pipeline = StableDiffusionXLPipeline(
         vae=image_vae(scale=0.13025),
         text_encoder=encoders.clip_text(),
-        text_encoder_2=encoders.clip_text(projected=True),
+        text_encoder_2=encoders.clip_text(projected=True, width=second_width),
         tokenizer=tokenizers.clip_tokenizer(),
         tokenizer_2=tokenizers.clip_tokenizer(),
         unet=unet,
