@@ -20,6 +20,7 @@ from stepdistill.errors import UserError
 
 FAMILIES = "families.json"  # written by ``make families``
 MEMORY = "memory.json"  # written by stepdistill.evals.memory_record
+TEXT = ("digits-t2i.json", "digits-flow.json")  # by stepdistill.evals.caption_students
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,18 @@ class Options:
 
     Args:
         readme: the file with a pair of markers for each table
-        records: the folder of results.json files, one a run, of families.json and memory.json
+        records: the folder of results.json files, one a run, and of the other tables' records
         check: only compare
     """
 
     readme: str = "README.md"
     records: str = "evals/records"
     check: bool = False
+
+
+# digits behind the point
+DIGITS = {"fid": 5, "fid_ratio": 2, "class_accuracy": 2, "speed_up": 1}
+DIGITS |= {"caption_accuracy": 1, "diversity": 2}
 
 
 def results_table(records: list[dict[str, Any]]) -> str:
@@ -66,7 +72,7 @@ def results_table(records: list[dict[str, Any]]) -> str:
 
 
 def _spread(rows: list[dict[str, Any]], key: str) -> str:
-    digits = {"fid": 5, "fid_ratio": 2, "class_accuracy": 2, "speed_up": 1}[key]
+    digits = DIGITS[key]
     values = [row[key] for row in rows]
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
@@ -110,6 +116,29 @@ def memory_tables(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def text_table(records: list[dict[str, Any]]) -> str:
+    """Text-to-image teachers at their two best guidances, and their students by calls."""
+    lines = [
+        "| model | calls | seeds | Frechet distance | ratio | caption accuracy | diversity |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        teacher, students = record["teacher"], record["students"]
+        pipeline = students[0]["pipeline"]
+        for row, ratio in ((teacher, "1"), (teacher["most_accurate"], "")):
+            name = f"{pipeline}, guidance {row['guidance_scale']:g}"
+            found = f"{row['fid']:.3f} | {ratio} | {row['caption_accuracy']:.1f} %"
+            lines.append(f"| {name} | {row['nfe']} | 1 | {found} | {row['diversity']:.2f} |")
+        for nfe in sorted({row["nfe"] for row in students}):
+            rows = [row for row in students if row["nfe"] == nfe]
+            fid, ratio, accuracy, diversity = (
+                _spread(rows, key) for key in ("fid", "fid_ratio", "caption_accuracy", "diversity")
+            )
+            found = f"{fid} | {ratio} | {accuracy} % | {diversity}"
+            lines.append(f"| {rows[0]['method']} student of it | {nfe} | {len(rows)} | {found} |")
+    return "\n".join(lines)
+
+
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
@@ -118,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Put each table between its markers."""
     options = parse("stepdistill.evals.tables", (Options,), {}, arguments).get(Options)
     records = Path(options.records)
-    paths = sorted(path for path in records.glob("*.json") if path.name not in (FAMILIES, MEMORY))
+    others = (FAMILIES, MEMORY, *TEXT)
+    paths = sorted(path for path in records.glob("*.json") if path.name not in others)
     if not paths:
         raise UserError(f"{options.records} holds no records")
     readme = Path(options.readme)
@@ -126,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = {
         "results": results_table([json.loads(path.read_text()) for path in paths]),
         "families": families_table(json.loads((records / FAMILIES).read_text())),
+        "text": text_table([json.loads((records / name).read_text()) for name in TEXT]),
         "memory": memory_tables(json.loads((records / MEMORY).read_text())),
     }
     for name, rendered in tables.items():

@@ -1,7 +1,8 @@
 """Train a text-to-image teacher of the captioned digits: ``digits-t2i`` and ``digits-flow``.
 
     python -m stepdistill.trainers.text_teacher --output runs/t2i
-    python -m stepdistill.trainers.text_teacher --output runs/flow --form flow --width 24 --layers 4
+    python -m stepdistill.trainers.text_teacher --output runs/flow --form flow --width 24 --layers 4 \\
+        --max_steps 10000 --lr_decay 4000 --method.lr 1e-3
 
 The parts are what ``trainers/autoencoder`` and ``trainers/text_encoder`` wrote. The folder
 ``OUTPUT/teacher`` is a stock StableDiffusionPipeline or StableDiffusion3Pipeline in float16.
@@ -17,24 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
 from safetensors.torch import load_file, save_file
-from transformers import (
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from stepdistill.trainers.text_pipelines import Parts, flow_pipeline, unet_pipeline
 
 from stepdistill import families
 from stepdistill.backbones.latent import LatentFamily
@@ -59,105 +44,23 @@ class Options:
 
     output: str  # the run folder
     form: Literal["unet", "flow"] = "unet"  # as StableDiffusionPipeline, or as Stable Diffusion 3
-    vae: str = "runs/autoencoder/vae"  # AutoencoderKL
-    text: str = "runs/text-encoder"  # the folder of text_encoder/ and tokenizer/
     latents: str = "runs/latents.safetensors"  # the encoded pictures; made if it is not there
-    samples: int = 20_000  # pictures to make
-    width: int = 32  # of the U-Net's first level, or of each of the transformer's four heads
-    layers: int = 1  # in a level of the U-Net, or of the transformer
+    samples: int = 40_000  # pictures to make
 
 
-def unet_pipeline(options: Options) -> StableDiffusionPipeline:
-    """Stable Diffusion in small, which hears its prompt from the second level on.
-
-    It predicts v at zero terminal SNR (Lin et al. 2023), so that one step starts from pure noise.
-    """
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(options.width, 2 * options.width),
-        layers_per_block=options.layers,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64,
-        attention_head_dim=4,  # diffusers' name for the number of heads
-        norm_num_groups=8,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        AutoencoderKL.from_pretrained(options.vae).float(),
-        CLIPTextModel.from_pretrained(f"{options.text}/text_encoder"),
-        CLIPTokenizer.from_pretrained(f"{options.text}/tokenizer"),
-        unet,
-        scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def flow_pipeline(options: Options) -> StableDiffusion3Pipeline:
-    """Stable Diffusion 3 in small: both its CLIP encoders are the one there is.
-
-    The pipeline does not load without a T5. Here it is random and frozen, and its one token is the
-    end of the text, whatever the prompt.
-    """
-    text = [
-        CLIPTextModelWithProjection.from_pretrained(f"{options.text}/text_encoder") for _ in "12"
-    ]
-    tokenizers = [CLIPTokenizer.from_pretrained(f"{options.text}/tokenizer") for _ in "12"]
-    told = sum(encoder.config.projection_dim for encoder in text)
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=options.layers,
-        num_attention_heads=4,
-        attention_head_dim=options.width,
-        caption_projection_dim=4 * options.width,
-        joint_attention_dim=told,
-        pooled_projection_dim=told,
-        pos_embed_max_size=8,
-    )
-    return StableDiffusion3Pipeline(
-        transformer,
-        FlowMatchEulerDiscreteScheduler(),
-        AutoencoderKL.from_pretrained(options.vae).float(),
-        *(text[0], tokenizers[0], text[1], tokenizers[1]),
-        *silent_t5(told),
-    )
-
-
-def silent_t5(width: int) -> tuple[T5EncoderModel, T5Tokenizer]:
-    """A T5 encoder of a few thousand weights that knows no word."""
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    tokenizer = T5Tokenizer(vocab=special, extra_ids=0, model_max_length=512)
-    sizes = {"d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1}
-    config = T5Config(vocab_size=3, d_model=width, feed_forward_proj="gated-gelu", **sizes)
-    return T5EncoderModel(config).half().float(), tokenizer
-
-
-FORMS: dict[str, tuple[Callable[[Options], Any], dict[str, Any]]] = {
+FORMS: dict[str, tuple[Callable[[Parts], Any], dict[str, Any]]] = {
     "unet": (unet_pipeline, {}),
     "flow": (flow_pipeline, {"max_tokens": SILENT_TOKENS}),
 }
 DEFAULTS = {
-    "max_steps": 3_300,
-    "batch_size": 40,
+    "max_steps": 14_000,
+    "batch_size": 48,
     "betas": (0.9, 0.99),
     "weight_decay": 0.0,
     "grad_clip": 1.0,
     "lr_warmup": 100,
-    "lr_decay": 2_000,
-    "ema_half_life": 10_000,
+    "lr_decay": 5_000,
+    "ema_half_life": 30_000,
     "log_every": 50,
     "method.lr": 1.5e-3,
     "method.uniform_times": True,
@@ -166,12 +69,12 @@ DEFAULTS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and write the diffusers folder of the averaged weights."""
-    flat, nested = (Options, FitConfig), {"method": DenoisingConfig}
+    flat, nested = (Options, Parts, FitConfig), {"method": DenoisingConfig}
     settings = parse(PROGRAM, flat, nested, arguments, DEFAULTS)
     options, config = settings.get(Options), settings.get(FitConfig)
     torch.manual_seed(config.seed)
     build, card = FORMS[options.form]
-    pipeline = build(options)
+    pipeline = build(settings.get(Parts))
     family = families.of_pipeline(type(pipeline).__name__, options.form)
     assert isinstance(family, LatentFamily)
     teacher = family.teacher(pipeline, options.output, LoadOptions(**card))
