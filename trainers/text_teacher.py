@@ -1,8 +1,8 @@
 """Train a text-to-image teacher of the captioned digits: ``digits-t2i`` and ``digits-flow``.
 
     python -m stepdistill.trainers.text_teacher --output runs/t2i
-    python -m stepdistill.trainers.text_teacher --output runs/flow --form flow --width 24 --layers 4 \\
-        --max_steps 10000 --lr_decay 4000 --method.lr 1e-3
+    python -m stepdistill.trainers.text_teacher --output runs/flow --form flow --width 24 \\
+        --layers 4 --max_steps 10000 --lr_decay 4000 --method.lr 1e-3
 
 The parts are what ``trainers/autoencoder`` and ``trainers/text_encoder`` wrote. The folder
 ``OUTPUT/teacher`` is a stock StableDiffusionPipeline or StableDiffusion3Pipeline in float16.
