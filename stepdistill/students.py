@@ -15,6 +15,7 @@ from .backbones.family import Family
 from .errors import UserError
 from .families import of_pipeline
 from .plans import StepPlan
+from .quiet import truncation_asked_for
 from .single_file import described_in
 from .teachers import CARD, LoadOptions, first_line, read_card, read_model_index
 
@@ -97,7 +98,10 @@ class Student:
         size, parts = batch_size if self.family.passes_generator else 1, []
         for begin in range(0, len(seeds), size):
             own = seeds[begin : begin + size]
-            with torch.random.fork_rng(enabled=not self.family.passes_generator):
+            with (
+                torch.random.fork_rng(enabled=not self.family.passes_generator),
+                truncation_asked_for(self.pipeline, self.call.get("max_sequence_length")),
+            ):
                 if not self.family.passes_generator:
                     torch.manual_seed(own[0])
                 pixels = self.pipeline(

@@ -17,6 +17,7 @@ from .denoisers import Denoiser, Denoises
 from .errors import UserError
 from .errors import first_line as first_line
 from .plans import StepPlan
+from .quiet import truncation_asked_for
 from .single_file import described_in
 from .sources import CARD as CARD
 from .sources import WORLDS as WORLDS
@@ -123,7 +124,8 @@ class Teacher:
                 f"{self.name} was loaded without its text encoders, for precomputed samples: load "
                 "it whole to encode prompts"
             )
-        return self.family.encode(self, prompts)
+        with truncation_asked_for(self.pipeline, self.options.max_tokens):
+            return self.family.encode(self, prompts)
 
     @property
     def has_encoders(self) -> bool:
