@@ -46,7 +46,7 @@ def export(
 
     def write(place: Path, record: Record) -> float:
         teacher.save_student(generator, plan, place)
-        code = loading_code(teacher.options)
+        code = loading_code(teacher.options, place)
         shown = sampling_call(call(teacher, teacher.examples(1)), plan)
         (place / "README.md").write_text(model_card(record, teacher, plan, code + shown))
         return check(generator, teacher, plan, place, code, call)

@@ -12,6 +12,7 @@ import yaml
 from .backbones import from_file
 from .backbones.family import dtype_keyword
 from .plans import StepPlan
+from .shipped import needs_trust
 from .single_file import described_in, whole_description
 from .sources import read_model_index
 from .teachers import LoadOptions, Teacher
@@ -25,12 +26,13 @@ PIPELINE_TAGS = {
 }
 
 
-def loading_code(options: LoadOptions) -> str:
-    """Python that loads the folder it runs in as ``pipeline``."""
+def loading_code(options: LoadOptions, folder: Path) -> str:
+    """Python that loads the folder it runs in, which is ``folder``, as ``pipeline``."""
+    trusted = ", trust_remote_code=True" if needs_trust(folder) else ""
     return f"""import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("."{_dtype(options)})
+pipeline = DiffusionPipeline.from_pretrained("."{_dtype(options)}{trusted})
 """
 
 
@@ -44,9 +46,14 @@ def lora_loading_code(teacher: Teacher, files: dict[str, dict[str, Any]], schedu
         for file, given in files.items()
     )
     classes, loaded = _teacher_loaded(teacher)
+    imported = f"from diffusers import {', '.join(sorted({*classes, name}))}\n"
+    for file in scheduler.glob("*.py"):  # one of ours, where diffusers has none
+        imported = (
+            f"import sys\n\nfrom diffusers import {', '.join(sorted(classes))}\n\n"
+            f'sys.path.insert(0, "scheduler")\nfrom {file.stem} import {name}\n'
+        )
     return f"""import torch
-from diffusers import {", ".join(sorted({*classes, name}))}
-
+{imported}
 pipeline = {loaded}
 {loads}pipeline.scheduler = {name}.from_pretrained(".", subfolder="scheduler")
 """

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..errors import UserError
+from ..shipped import trust
 from ..single_file import GIVE, described_in, description_of, fetched
 from . import from_file, on_meta
 from .family import dtype_argument
@@ -34,7 +35,7 @@ def read_pipeline(kind: Any, folder: Path, options: LoadOptions) -> Any:
         return on_meta.pipeline(described_in(folder, options.config), options.torch_dtype)
     if folder.is_file():
         return load_pipeline(folder, {}, options)
-    return kind.from_pretrained(folder, **dtype_argument(options.torch_dtype))
+    return kind.from_pretrained(folder, **dtype_argument(options.torch_dtype), **trust(folder))
 
 
 def without_encoders(folder: Path, decodes: bool) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def load_pipeline(source: str | Path, instead: dict[str, Any], options: LoadOpti
     # by this name and module it looks for the class that the folder names
     members = {"load_config": classmethod(load_config), "__module__": DiffusionPipeline.__module__}
     loader: Any = type("DiffusionPipeline", (DiffusionPipeline,), members)
-    return loader.from_pretrained(source, **instead, **dtype_argument(options.torch_dtype))
+    dtype = dtype_argument(options.torch_dtype)
+    return loader.from_pretrained(source, **instead, **dtype, **trust(source))
 
 
 def _of_file(

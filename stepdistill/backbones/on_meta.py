@@ -11,6 +11,8 @@ import diffusers
 import torch
 from torch import nn
 
+from ..shipped import shipped_class, trust
+
 IN_FLOAT32 = ("vae",)  # whatever the dtype asked for, as dtype_argument loads it
 
 
@@ -36,6 +38,8 @@ def _is_component(entry: Any) -> bool:
 def _part(folder: Path, entry: list[Any], dtype: torch.dtype) -> Any:
     library, name = entry
     kind: Any = None
+    if (folder / f"{library}.py").exists() and trust(folder.parent):
+        return shipped_class(library, name).from_pretrained(folder)
     if library in ("diffusers", "transformers"):
         kind = getattr(importlib.import_module(library), name, None)
     if kind is None or not issubclass(kind, nn.Module):

@@ -1,12 +1,13 @@
 """Between diffusers' schedulers and ours: what a teacher's scheduler says, and a student's.
 
 ``read`` gives the Schedule and the Parametrization that a scheduler's config states. ``few_step``
-gives the stock scheduler whose default call walks a StepPlan:
+gives the scheduler whose default call walks a StepPlan, of diffusers where one can:
 
 | schedule | scheduler                       | plans it can follow                              |
 |----------|---------------------------------|--------------------------------------------------|
 | VP       | LCMScheduler                    | evenly spaced training steps from any first one  |
 | flow     | FlowMatchEulerDiscreteScheduler | evenly spaced times from pure noise, any shift   |
+| flow     | FewStepFlowScheduler (ours)     | any other; its file travels with the student     |
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import inspect
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
@@ -31,15 +31,16 @@ from ..denoisers import (
     PredictsX0,
 )
 from ..errors import UserError
-from ..plans import StepPlan, ode_move, renoise_move
+from ..plans import StepPlan, renoise_move
 from ..schedules import FlowSchedule, Schedule, VPSchedule, expand_like
+from ..shipped import FLOW_SCHEDULER
+from .flow_grids import flow_match
 
 PREDICTIONS: dict[str, type[Parametrization]] = {
     "epsilon": PredictsEps,
     "v_prediction": PredictsV,
     "sample": PredictsX0,
 }
-GRID_TOLERANCE = 1e-6  # of noise levels in [0, 1], which schedulers keep in float32
 
 
 def read(scheduler: Any, mu: float | None = None) -> tuple[Schedule, Parametrization]:
@@ -49,6 +50,8 @@ def read(scheduler: Any, mu: float | None = None) -> tuple[Schedule, Parametriza
     schedule we cannot represent, or eps predicted at zero signal, where x0 is undefined.
     """
     config, name = scheduler.config, type(scheduler).__name__
+    if name == FLOW_SCHEDULER[1]:
+        return FlowSchedule(config.shift, config.num_train_timesteps), PredictsFlow()
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         if config.get("use_karras_sigmas") or config.get("invert_sigmas"):
             raise UserError(f"{name} with Karras or inverted sigmas is not a schedule we know")
@@ -102,14 +105,14 @@ def walk(
 def few_step(
     schedule: Schedule, parametrization: Parametrization, plan: StepPlan, gives_sigmas: bool = False
 ) -> Any:
-    """The stock scheduler that follows ``plan``; ``gives_sigmas``: the pipeline passes its own.
+    """The scheduler that follows ``plan``; ``gives_sigmas``: the pipeline passes its own sigmas.
 
-    UserError for a plan that none follows.
+    UserError for a plan of a VP schedule that none follows.
     """
     if isinstance(schedule, VPSchedule):
         return _lcm(schedule, parametrization, plan)
     assert isinstance(schedule, FlowSchedule)
-    return _flow_match(schedule, plan, gives_sigmas)
+    return flow_match(schedule, plan, gives_sigmas)
 
 
 def _lcm(schedule: VPSchedule, parametrization: Parametrization, plan: StepPlan) -> LCMScheduler:
@@ -151,55 +154,3 @@ def _betas(schedule: VPSchedule, length: int) -> dict[str, Any]:
         if torch.allclose(roots**power, betas, rtol=2e-5, atol=0):
             return {"beta_start": first, "beta_end": last, "beta_schedule": name}
     return {"trained_betas": betas.tolist()}
-
-
-def _flow_match(
-    schedule: FlowSchedule, plan: StepPlan, gives_sigmas: bool
-) -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler whose default grid is sigma at the plan's times.
-
-    Pipelines that pass sigmas 1, 1 - 1/n, ..., 1/n need the shift alone. The others take an even
-    grid down to 1/1000, which one shift and one terminal value together bend to the plan's.
-    """
-    wanted = schedule(torch.tensor(plan.times, dtype=torch.float64))[1].numpy()
-    shift, terminal = schedule.shift, None
-    if gives_sigmas:
-        even = 1 - np.arange(plan.steps) / plan.steps
-        found = _shifted(even, shift)
-    else:
-        if plan.steps > 1:
-            terminal = float(wanted[-1])
-            shift = _shift_of(wanted, terminal)
-        found = _default_grid(plan.steps, shift, terminal)
-    if np.abs(found - wanted).max() > GRID_TOLERANCE:
-        raise UserError(
-            f"no stock scheduler follows the noise levels {[round(float(s), 4) for s in wanted]}: "
-            "take evenly spaced times from 1"
-        )
-    return FlowMatchEulerDiscreteScheduler(
-        num_train_timesteps=schedule.num_train_timesteps,
-        shift=shift,
-        shift_terminal=terminal,
-        stochastic_sampling=plan.move is not ode_move and plan.steps > 1,
-    )
-
-
-def _shifted(sigma: np.ndarray, shift: float) -> np.ndarray:
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def _default_grid(steps: int, shift: float, terminal: float | None) -> np.ndarray:
-    """FlowMatchEulerDiscreteScheduler.set_timesteps(steps): it shifts its shifted end once more."""
-    last = _shifted(np.array(1e-3), shift)
-    grid = _shifted(np.linspace(1, last, steps), shift)
-    return grid if terminal is None else 1 - (1 - grid) * (1 - terminal) / (1 - grid[-1])
-
-
-def _shift_of(wanted: np.ndarray, terminal: float) -> float:
-    """The shift whose grid agrees with ``wanted`` at its second level, which rises with it."""
-    low, high = 1e-2, 1e2
-    for _ in range(200 if len(wanted) > 2 else 0):
-        middle = math.sqrt(low * high)
-        rises = _default_grid(len(wanted), middle, terminal)[1] < wanted[1]
-        low, high = (middle, high) if rises else (low, middle)
-    return math.sqrt(low * high) if len(wanted) > 2 else 1.0

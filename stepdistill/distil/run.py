@@ -111,6 +111,7 @@ def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Acceler
             "method_name": writer.name,
             "load": loaded,
             "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
+            **({"teacher_int8": True} if settings.get(MemoryOptions).teacher_int8 else {}),
             **{key: settings.resolved[key] for key in compared},
         },
         accelerator=accelerator,
