@@ -99,14 +99,24 @@ def refuse_sharing(option: str, teacher: Denoiser, roles: Iterable[Role]) -> Non
 
 
 def diffusers_networks(denoiser: Denoiser) -> list[Any]:
-    """The diffusers models of a denoiser: one, or several experts. UserError if it has none."""
+    """The diffusers models of a denoiser: one, or several experts. UserError if it has none.
+
+    A U-Net's blocks are diffusers models too, and belong to the U-Net.
+    """
     from diffusers import ModelMixin
 
     network: nn.Module = denoiser.backbone.network
-    found = [module for module in network.modules() if isinstance(module, ModelMixin)]
+    found = outermost(network, ModelMixin)
     if not found:
         raise UserError(
             f"memory options are for diffusers networks, and {type(network).__name__} is none: "
             "leave them out"
         )
     return found
+
+
+def outermost(module: nn.Module, kind: type[Any]) -> list[Any]:
+    """The modules of ``kind`` in ``module`` that lie in no other of them."""
+    if isinstance(module, kind):
+        return [module]
+    return [found for child in module.children() for found in outermost(child, kind)]
