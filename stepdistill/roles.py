@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,9 +56,10 @@ class Role:
         self._call: nn.Module = module
         self._view: nn.Module | None = None
         self._trainable: dict[str, Parameter] | None = None
+        self._changes: list[Callable[[nn.Module], None]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Role:
-        """A copy of its own, not prepared."""
+        """A copy of its own, not prepared nor changed."""
         return Role(self.name, copy.deepcopy(self.module, memo))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,11 +71,19 @@ class Role:
         """The view whose weights do not learn, in eval mode; made on first use."""
         if self._view is None:
             self._view = share(self.module, frozen=True)
+            for change in self._changes:
+                change(self._view)
         return self._view
 
     def drop_view(self) -> None:
         """Forget the frozen view, after a change to the module that it should follow."""
         self._view = None
+
+    def change(self, change: Callable[[nn.Module], None]) -> None:
+        """Change the module in a way that copies lose, and each frozen view when it is made."""
+        change(self.module)
+        self._changes.append(change)
+        self.drop_view()
 
     def trainable(self) -> dict[str, Parameter]:
         """The parameters that learn, by name."""

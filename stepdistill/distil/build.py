@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..compiling import compile_repeated
 from ..config import Settings
 from ..errors import UserError
 from ..fit import FitConfig
@@ -40,5 +41,10 @@ def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
     method: Method = kind.from_teacher(
         teacher, plan, settings.get(kind.Config), settings.get(LoRAOptions)
     )
-    save_memory(settings.get(MemoryOptions), method, teacher.denoiser)
+    memory = settings.get(MemoryOptions)
+    if options.compile_blocks and (memory.teacher_fp8 or memory.teacher_int8):
+        raise UserError("compile_blocks does not go with a teacher in 8 bits: drop one of them")
+    save_memory(memory, method, teacher.denoiser)
+    if options.compile_blocks:
+        compile_repeated(method, teacher.denoiser)
     return method

@@ -40,6 +40,8 @@ class DistilOptions:
         push_to_hub: put what was written there, owner/name; of "both" the LoRA as owner/name-lora
         validation_prompts: of the grids, for a teacher that is told by text
         hooks: functions "module:name" to call after each iteration, see fit.Hook
+        compile_blocks: torch.compile the blocks that repeat in the networks: the first iterations
+            take minutes, the others less; needs a C++ compiler
         dry_run: print what the memory will hold, do one iteration of one micro-batch in
             output/dry_run, and export it
     """
@@ -59,6 +61,7 @@ class DistilOptions:
     push_to_hub: str = ""
     validation_prompts: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
+    compile_blocks: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
