@@ -120,5 +120,5 @@ def test_the_option() -> None:
         assert compiled_modules(teacher.denoiser) == count
         assert [compiled_modules(role.module) for role in method.roles.values()] == [count] * 2
     settings = read_settings("dmd2", [*given, "--compile_blocks", "--memory.teacher_fp8"])
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match="in 8 bits"):
         build_method("dmd2", settings, load("sd15"))
