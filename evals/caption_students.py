@@ -48,7 +48,7 @@ def student_sampler(student: Student, steps: int) -> CaptionSampler:
     """Prompts and image seeds -> pictures, by whole calls of the stock pipeline."""
 
     def sampler(prompts: Sequence[Caption], seeds: range) -> Tensor:
-        return student.sample([prompt.text for prompt in prompts], list(seeds), steps)
+        return student.sample([prompt.text for prompt in prompts], list(seeds), steps, alone=False)
 
     return sampler
 

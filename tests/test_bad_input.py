@@ -210,7 +210,7 @@ def other_scheduler(folder: Path) -> None:
 
 TEACHERS: dict[str, tuple[Callable[[Path, Path], Path], list[str]]] = {
     "missing": (lambda _, p: p / "none", ["there is no folder", "built in: digits"]),
-    "a file": (lambda t, _: t / WEIGHTS, ["is not a diffusers folder", "model_index.json"]),
+    "a file": (lambda t, _: t / WEIGHTS, ["is no checkpoint that can be told by its names"]),
     "not diffusers": (lambda _, p: p, ["is not a diffusers folder", "model_index.json"]),
     "one level up": (lambda t, _: t.parent, ["is not a diffusers folder", "did you mean"]),
     "other family": (

@@ -75,6 +75,7 @@ def test_classifier_is_as_recorded() -> None:
         assert found[name] == pytest.approx(share, abs=0.012), name
 
 
+@pytest.mark.slow
 def test_real_pictures_are_near_the_floor() -> None:
     """Other real pictures score what real pictures score, and as diverse."""
     floor = caption_floor(COUNT)
@@ -86,6 +87,7 @@ def test_real_pictures_are_near_the_floor() -> None:
     assert measure_captioned(real_pictures, COUNT, seed=10_000) == quality
 
 
+@pytest.mark.slow
 def test_wrong_pictures_lower_the_accuracy() -> None:
     """A wrong colour fails where a colour is said, a wrong digit always, an order where it is
     two different things."""
@@ -124,6 +126,7 @@ def in_one_hand(prompts: Sequence[Caption], seeds: range) -> torch.Tensor:
     return torch.stack([render(p.said.scene(picks), picks) for p, picks in each])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [blurred, pale, in_one_hand])
 def test_worse_pictures_are_farther(sampler: CaptionSampler) -> None:
     """Blur, pale ink and one handwriting for all show what is said and are told from real ones.
@@ -135,6 +138,7 @@ def test_worse_pictures_are_farther(sampler: CaptionSampler) -> None:
     assert quality.fid > 3 * caption_floor(COUNT).fid
 
 
+@pytest.mark.slow
 def test_diversity_is_within_a_prompt() -> None:
     """One picture for each prompt has none; a blank page shows nothing that is said."""
 
@@ -149,11 +153,13 @@ def test_diversity_is_within_a_prompt() -> None:
     assert blank.caption_accuracy <= 5
 
 
+@pytest.mark.slow
 def test_floor_falls_with_the_count() -> None:
     """About c/N."""
     assert caption_floor(4_000).fid < caption_floor(COUNT).fid / 2
 
 
+@pytest.mark.slow
 def test_reference_is_of_this_classifier() -> None:
     """The statistics were measured with the classifier that lies beside them, on these prompts."""
     record = json.loads((CAPTION_REFERENCE.parent / "record.json").read_text())

@@ -158,6 +158,7 @@ def test_pooled_state_is_at_the_first_end(encoder: Any) -> None:
     assert torch.allclose(states.text_embeds, encoder.text_projection(at_end), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_writes_what_pipelines_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

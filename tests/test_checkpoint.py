@@ -64,6 +64,7 @@ def test_a_folder_the_caller_holds(tmp_path):
     assert saved(tmp_path / "b") == ["000020"]
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_until_it_dies(tmp_path):
     """A live process keeps its folder, one killed with -9 does not."""
     folder = tmp_path / "run"
@@ -119,6 +120,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path, tiny):
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_leave_with_0(tmp_path, number):
     """SIGTERM or SIGINT in a process of its own: exit code 0, a checkpoint, and the same end."""

@@ -26,7 +26,7 @@ from stepdistill.errors import UserError
 from stepdistill.fields import field_texts
 
 PROGRAMS = [["train", "dmd2"], ["train", "ect"], ["train", "regression"]]
-PROGRAMS += [[name] for name in COMMANDS if name not in ("train", "methods", "families")]
+PROGRAMS += [[name] for name in COMMANDS if name not in ("train", "methods", "families", "recipes")]
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +340,7 @@ def test_train_leaves_a_run_folder(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_config_yaml_repeats_the_run_to_the_last_bit(teacher: Path, tmp_path: Path) -> None:
     """The same seed, or the written config.yaml, gives identical weights; another seed does not."""
     first, again, repeated, other = (tmp_path / name for name in "abcd")

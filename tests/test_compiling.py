@@ -92,6 +92,7 @@ def test_compiled_kernels_agree(name: str) -> None:
     assert worst[1] < GRADIENT
 
 
+@pytest.mark.slow
 def test_copies_and_views() -> None:
     """A view that is made later is compiled too; a copy, which exports are made of, is not."""
     role = full("critic", load("sd15").denoiser)

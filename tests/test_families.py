@@ -184,7 +184,7 @@ def test_the_exported_student_gives_the_trainers_x0(
         worst = export(generator, teacher, plan, tmp_path / "student")
         reached(teacher.name, "student", worst)
         assert worst < 1e-4
-        code, call = loading_code(teacher.options), teacher.family.call
+        code, call = loading_code(teacher.options, tmp_path / "student"), teacher.family.call
         with pytest.raises(StepDistillError, match="other samples than the trainer"):
             check(teacher.student(), teacher, plan, tmp_path / "student", code, call)
 
@@ -228,6 +228,7 @@ WITHOUT_LORA = (
 )  # their stock pipelines load none
 
 
+@pytest.mark.slow
 def test_the_exported_lora_loads_fuses_and_equals_the_trainers_x0(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from commands import run
 from tiny import tiny_teacher, tiny_teacher_folder
-from tiny_pipelines import CALLS, PIPELINES
+from tiny_pipelines import CALLS, PIPELINES, some_slow
 
 from stepdistill.backbones.family import Family
 from stepdistill.distil import build_method, read_settings
@@ -48,7 +48,7 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weightless(folder)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some_slow(FAMILIES))
 def test_shapes_without_weights(name: str, tmp_path: Path) -> None:
     """A folder of config files gives the teacher's very parameters, dtypes, sample and condition
     shapes, on the meta device."""
@@ -80,6 +80,7 @@ def test_shapes_without_weights(name: str, tmp_path: Path) -> None:
         assert kinds(bare.encoders()[part]).keys() == kinds(encoder).keys()
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_the_figures_are_those_of_the_run(
     assert more["resident"] == found["resident"]
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_may_be_given(
     sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +126,7 @@ def test_the_config_of_a_run_may_be_given(
     assert full["resident"] > found["resident"]
 
 
+@pytest.mark.slow
 def test_the_table_says_whether_it_fits(sd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each part with its place, the two peaks, and what this machine has."""
     assert run("inspect", sd, "--batch_size=8", "--method.gan_weight=0", "--device=cpu") == 0
@@ -178,6 +181,7 @@ def test_encoders_that_need_data(tmp_path: Path) -> None:
         load_teacher(weightless(tmp_path), "meta", LoadOptions(height=32, width=32))
 
 
+@pytest.mark.slow
 def test_a_first_frame_without_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two experts told by an image: both updates are rehearsed."""
     PIPELINES["wan22-i2v"]().save_pretrained(tmp_path)

@@ -1186,6 +1186,7 @@ class Line(Backbone):
         return self.a + self.b * x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [1.0, 0.4])
 @pytest.mark.parametrize("distance", [squared_error, pseudo_huber], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])

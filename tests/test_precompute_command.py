@@ -108,8 +108,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def untold(student: Path) -> dict[str, bytes]:
-    """Without the tokenizers, which keep how the last call has padded."""
-    return {k: v for k, v in contents(student).items() if not k.endswith("tokenizer.json")}
+    """Without the tokenizers, which keep how the last call has padded, and what says whence."""
+    left_out = ("tokenizer.json", "README.md", "stepdistill.json")
+    return {k: v for k, v in contents(student).items() if not k.endswith(left_out)}
 
 
 # ---- prompts
@@ -117,6 +118,7 @@ def untold(student: Path) -> dict[str, bytes]:
 GUIDED = {"sd15": 3.0, "sdxl": 3.0, "flux": 2.0, "sd3": 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", *slowly("sdxl", "flux", "sd3")])
 def test_training_from_precomputed_prompts_is_the_same_run(
     name: str, saved: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +173,7 @@ def same(one: Conditioning, other: Conditioning) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_first_frames_are_prompts(saved: Folder, tmp_path: Path) -> None:
     """Image to video: captions and first frames, encoded as the teacher does, and a training."""
     folder, out = saved("wan-i2v"), tmp_path / "out"
@@ -229,6 +232,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
+@pytest.mark.slow
 def test_buckets_and_a_gan_on_them(saved: Folder, tmp_path: Path) -> None:
     """Latents of several shapes, each told its size; DMD2 with the GAN trains on their batches."""
     folder, out = saved("sdxl"), tmp_path / "out"
@@ -248,6 +252,7 @@ def test_buckets_and_a_gan_on_them(saved: Folder, tmp_path: Path) -> None:
     assert train(folder, tmp_path / "run", *more) == 0
 
 
+@pytest.mark.slow
 def test_images_by_class(tmp_path: Path, saved: Folder) -> None:
     """A class-conditional latent teacher, which takes no images as they are."""
     folder, out = saved("dit"), tmp_path / "out"
@@ -273,6 +278,7 @@ class Killed(BaseException):
     """Instead of a kill."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prompts", *slowly("images", "pairs")])
 def test_a_killed_precomputation_goes_on_to_the_same_files(
     kind: str, saved: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -307,6 +313,7 @@ def test_a_killed_precomputation_goes_on_to_the_same_files(
 # ---- pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", *slowly("sdxl", "flux", "wan-t2v")])
 def test_pairs_are_the_stock_pipelines_samples(name: str, saved: Folder, tmp_path: Path) -> None:
     """x0 of pair i is what the stock pipeline makes of the noise of seed + i, and z is that noise;
@@ -341,6 +348,7 @@ def test_pairs_are_the_stock_pipelines_samples(name: str, saved: Folder, tmp_pat
         assert (found - expected).abs().max() / expected.std() < 1e-4
 
 
+@pytest.mark.slow
 def test_pairs_can_be_added(saved: Folder, tmp_path: Path) -> None:
     """Three, then seven: the same files as seven at once, also where the writing was cut off."""
     given: list[object] = [saved("sd15"), "--prompts", prompts_file(tmp_path), "--shard_size=4"]
@@ -539,6 +547,7 @@ def test_a_missing_extra_is_named(
 # ---- regression, then DMD2
 
 
+@pytest.mark.slow
 def test_regression_and_then_dmd2_from_its_student(
     saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -583,6 +592,7 @@ def test_regression_needs_pairs_and_one_step(
     assert "regression trains one step, and the plan has 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_regression_on_the_digits_lowers_the_distance(tmp_path: Path) -> None:
     """One step from a noise level of 10, on 64 pairs of the bundled teacher: those of other seeds
     come nearer too."""
@@ -615,6 +625,7 @@ def test_regression_on_the_digits_lowers_the_distance(tmp_path: Path) -> None:
     assert after < 0.9 * before
 
 
+@pytest.mark.slow
 def test_encoding_loads_no_network(saved: Folder) -> None:
     """Its weights stay on the disk; the encoders' are the same as those of the whole teacher."""
     for name in ("sdxl", "dit", "wan22-t2v"):

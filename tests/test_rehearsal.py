@@ -148,6 +148,7 @@ def test_autocast_without_data(device: str, norm: torch.dtype) -> None:
         assert group(h).dtype == norm
 
 
+@pytest.mark.slow
 def test_gradients_of_one_micro_batch_stay_for_the_next() -> None:
     """Accumulating adds the gradients that are there to the peak of the later micro-batches."""
     mid = MIDS["dit"]
@@ -161,6 +162,7 @@ def test_gradients_of_one_micro_batch_stay_for_the_next() -> None:
     assert all(p.grad is None for p in method.critic.trainable().values())
 
 
+@pytest.mark.slow
 def test_a_twin_shares_as_its_original_does() -> None:
     """One storage for a role and its frozen view, the same bytes, nothing on the CPU."""
     mid = MIDS["dit"]

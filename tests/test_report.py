@@ -234,6 +234,7 @@ def test_a_damaged_file_is_named(run: Path, name: str, content: str) -> None:
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_many_and_large_grids_are_thinned_and_shrunk(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     for iteration in range(2000, 2060):

@@ -224,6 +224,7 @@ def test_adapters_are_float32_over_a_base_in_half_precision():
     generator.check_sharing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "sd3", "dit"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_float32_adapters_train_over_bf16(name, autocast):

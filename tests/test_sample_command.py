@@ -42,6 +42,7 @@ def test_a_sample_depends_on_its_seed_alone(folders: tuple[Path, Path]) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_one_labelled_grid(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def built(name: str, rank: int, checkpointed: bool) -> DMD2:
     return method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["unet", "sd3", "dit"])
 def test_checkpointing_changes_no_gradient(name: str, rank: int) -> None:
@@ -75,6 +76,7 @@ def test_checkpointing_changes_no_gradient(name: str, rank: int) -> None:
     assert not any(getattr(m, "gradient_checkpointing", False) for m in checkpointed.real.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "sd3"])
 def test_checkpointing_takes_less(name: str) -> None:
     """Of both updates, the generator's through the critic's frozen view too."""
@@ -129,6 +131,7 @@ needs_torchao = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_torchao
 @pytest.mark.parametrize(
     ("name", "part", "error"), [("sd3", 0.28, 0.003), ("dit", 0.50, 0.01), ("unet", 0.80, 0.003)]

@@ -52,6 +52,7 @@ def test_the_whole_folder_is_sent(student: Path, hub: list[tuple[str, dict[str, 
     assert hub[1][1]["folder_path"] == student
 
 
+@pytest.mark.slow
 def test_a_run_pushes_what_it_exported(
     tmp_path: Path, hub: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

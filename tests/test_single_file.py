@@ -85,6 +85,7 @@ def test_shapes_from_the_configurations(twin: tuple[Path, Path, Path]) -> None:
     assert all(p.is_meta for p in shapes.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_without_encoders_and_encoders_alone(twin: tuple[Path, Path, Path]) -> None:
     """What is not asked for is not read; the whole is completed from the same file."""
     folder, file, config = twin

@@ -66,6 +66,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.std())
 
 
+@pytest.mark.slow
 def test_a_style_lora_stacks_on_a_student(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_style_lora_stacks_on_a_student(
     assert relative(stock(pipeline, teacher), plain) > 0.01
 
 
+@pytest.mark.slow
 def test_a_style_lora_stacks_on_a_student_lora(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

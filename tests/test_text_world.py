@@ -62,6 +62,7 @@ def record(name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_process_without_this_code_loads_the_bundle(name: str, tmp_path: Path) -> None:
     """DiffusionPipeline.from_pretrained alone, and its samples are those of our teacher."""
@@ -156,6 +157,7 @@ def test_uniform_times_reach_pure_noise() -> None:
     assert (shares[1:] - 0.1).abs().max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "tokens"), [("unet", None), ("flow", 1)])
 def test_training_writes_a_stock_teacher(form: str, tokens: int | None, tmp_path: Path) -> None:
     """Two steps on bundled parts: a folder in float16 that loads, hears prompts, and has a card."""
