@@ -143,9 +143,9 @@ def text_table(records: list[dict[str, Any]]) -> str:
     floor, count = records[0]["teacher"]["fid_floor"], records[0]["teacher"]["num_samples"]
     lines += [
         "",
-        f"{count:,} samples a figure. A teacher stands at its guidance of the lowest distance and at "
-        f"that of the highest accuracy ({best['num_samples']:,} samples). Real pictures score {floor:.3f}; "
-        "the ratio is taken above that.",
+        f"{count:,} samples a figure. A teacher stands at its guidance of the lowest distance and "
+        f"at that of the highest accuracy ({best['num_samples']:,} samples). Real pictures score "
+        f"{floor:.3f}; the ratio is taken above that.",
     ]
     return "\n".join(lines)
 
