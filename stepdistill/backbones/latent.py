@@ -288,7 +288,7 @@ def decode(vae: Any, x0: Tensor) -> Tensor:
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1] -> x0: the mode of the autoencoder's posterior, scaled."""
     found = vae.encode(pixels.to(vae.dtype).to(vae.device), return_dict=False)[0]
-    latent = found.mode() if hasattr(found, "mode") else found
+    latent = found if isinstance(found, Tensor) else found.mode()  # Sana's gives the latent
     shift, scale = per_channel(vae, latent.float())
     x0: Tensor = (latent.float() - shift) * scale
     return x0
