@@ -32,6 +32,7 @@ def pictures(count: int = 64) -> torch.Tensor:
     return CaptionedDigits().fetch([*range(count)])[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_standardised_latents_decode_as_before() -> None:
     """z' = (z - m)/s per channel: mean 0, deviation 1, the posterior's deviation divided by s, and

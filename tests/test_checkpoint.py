@@ -188,6 +188,7 @@ def test_disk_full_leaves_the_previous_checkpoint_good(tmp_path, monkeypatch, fu
     assert same(state(tmp_path), state(tmp_path.with_name("whole")))
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_while_saving(tmp_path):
     """A real write that the system cuts off (RLIMIT_FSIZE), in a process of its own."""
     folder, tiny = tmp_path / "run", replace(DMD, fit={"max_steps": 12, "save_every": 3})

@@ -286,9 +286,9 @@ def test_required_fields_may_be_positional() -> None:
 
 
 CASES = [
-    ("dmd2", 4, ("--method.through_all_steps", "true")),
     ("ect", 1, ()),
     ("dmd2", 2, ("--lora.rank", "4")),
+    pytest.param("dmd2", 4, ("--method.through_all_steps", "true"), marks=pytest.mark.slow),
     pytest.param("dmd2", 1, (), marks=pytest.mark.slow),
     pytest.param("dmd2", 4, (), marks=pytest.mark.slow),
     pytest.param("ect", 4, (), marks=pytest.mark.slow),
@@ -424,6 +424,7 @@ def image_folder(folder: Path, names: list[str], size: int = 20) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_resized_and_skips_are_counted(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_report: None
 ) -> None:

@@ -112,6 +112,7 @@ def test_who_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_repeated(None, load("sd15").denoiser)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_option() -> None:
     """compile_blocks reaches the teacher and each role; not together with a teacher in fp8."""
     teacher, given = load("sd15"), ["--teacher=tiny", "--output=o", "--method.gan_weight=0"]

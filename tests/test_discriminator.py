@@ -9,6 +9,7 @@ from stepdistill.discriminator import Head
 from stepdistill.losses import gan_discriminator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [(32, 4, 4), (32, 8, 8), (1280, 8, 8), (64, 32, 32), (16, 32), (24,)], ids=str
 )

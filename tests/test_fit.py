@@ -302,7 +302,7 @@ def test_the_runs_compared_move_all_roles(whole):
             assert change > 1e-4, (name, key)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EQUAL)
 def test_accumulating_is_the_same_run(tmp_path, whole, name, accumulate):
     """Batch 8 equals 2 x 4 and 4 x 2: all weights, averages and moments to 1e-9 in float64."""
@@ -311,6 +311,7 @@ def test_accumulating_is_the_same_run(tmp_path, whole, name, accumulate):
     assert close(state(tmp_path), whole(name), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accumulate"), [("dmd2-labelled", 1), ("dmd2-all-steps", 1), ("ect", 2)]
 )
@@ -388,6 +389,7 @@ def test_looking_changes_nothing(tmp_path):
     assert result.metrics == {"fid": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [DMD, ECT], ids=["dmd2", "ect"])
 def test_bf16_stays_close(tmp_path, tiny):
     """Autocast networks: all parameters learn, and end near those of float32, but not on them.

@@ -57,6 +57,7 @@ def parts(method: Any, **fit: Any) -> dict[str, Part]:
     return {p.name: p for p in parts_of(method, method.real, FitConfig(**fit), fit.pop("ranks", 1))}
 
 
+@pytest.mark.slow
 def test_parts_of_full_and_lora_roles() -> None:
     """A full role has the teacher's weights once more; a LoRA role its adapters alone."""
     mid = MIDS["dit"]

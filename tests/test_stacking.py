@@ -127,6 +127,7 @@ def test_a_style_lora_stacks_on_a_student_lora(
     assert relative(stock(pipeline, teacher), own(both, teacher)) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_student_can_be_a_teacher(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ CALLS: dict[str, dict[str, object]] = {
     "ltx": {"height": 32, "width": 32, "num_frames": 9},
 }
 
-FAST = ("sd15", "dit", "flux")  # a U-Net, classes, packed tokens: the others' tests are slow
+FAST = ("sd15", "dit")  # a U-Net, and a transformer told by classes: the others' tests are slow
 
 
 def some_slow(names: Iterable[str]) -> list[ParameterSet]:
