@@ -96,6 +96,9 @@ class Parser(ArgumentParser):
             text = f"{found[1]} needs a value"
         elif found := re.match(r"unrecognized arguments: (.*)", text):
             text = f"unexpected {found[1]}: write --name value, and a list as one value, [1,2]"
+            name = found[1].split()[0].partition("=")[0]
+            if name.startswith("--") and self._flag(name[2:]) == name[2:]:
+                text = f"{name[2:]} is given without its name: {self.usage}"
         raise UserError(text)
 
     def _describe(self, positional: bool) -> None:

@@ -282,6 +282,13 @@ def test_required_fields_may_be_positional() -> None:
         parse("p", (Example,), {}, [], positional=True)
 
 
+def test_a_positional_given_by_name(capfd: pytest.CaptureFixture[str]) -> None:
+    """``train`` takes --teacher and ``precompute`` does not: the sentence shows how."""
+    assert run("precompute", "--teacher", "digits", "--output", "cache") == 2
+    said = capfd.readouterr().err
+    assert "teacher is given without its name: stepdistill precompute teacher [options]" in said
+
+
 # ---- runs
 
 
