@@ -37,7 +37,7 @@ def compile_repeated(method: Method, teacher: Denoiser, backend: str = "inductor
 def compile_blocks(denoiser: nn.Module, backend: str = "inductor") -> None:
     """Compile the repeated blocks of one denoiser. UserError if its network names none."""
     assert isinstance(denoiser, Denoiser)
-    networks = diffusers_networks(denoiser)  # some lie in others
+    networks = diffusers_networks(denoiser)
     named = [network for network in networks if network._repeated_blocks]
     if not named:
         kind = type(networks[0]).__name__

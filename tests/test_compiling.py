@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from stepdistill.plans import StepPlan
 from stepdistill.roles import LoRAOptions, full
 
 RANKS = {"sd15": 0, "flux": 2}  # a U-Net with full roles, a transformer with LoRA roles
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++")), reason="needs a C++ compiler"
+)
 OUTPUT, GRADIENT = 1e-5, 1e-4  # largest difference, in root mean squares of what is expected
 
 
@@ -46,6 +50,7 @@ def compiled_modules(module: nn.Module) -> int:
     return sum(m._compiled_call_impl is not None for m in module.modules())
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_a_dmd2_loss_through_compiled_blocks(name: str) -> None:
@@ -77,6 +82,7 @@ def test_a_dmd2_loss_through_compiled_blocks(name: str) -> None:
     assert compiled_modules(plain.generator.module) == 0
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_compiled_kernels_agree(name: str) -> None:
@@ -112,6 +118,7 @@ def test_who_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_repeated(None, load("sd15").denoiser)  # type: ignore[arg-type]
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_the_option() -> None:
     """compile_blocks reaches the teacher and each role; not together with a teacher in fp8."""
