@@ -64,15 +64,15 @@ def digits_ect() -> dict[str, Any]:
 def captioned_dmd2(guidance_scale: float) -> dict[str, Any]:
     """DMD2 on the captioned digits, one step, about ten minutes of one core.
 
-    The guidance lies between the teacher's of lowest distance and its most accurate one.
+    Less guidance lowers the distance, more of it raises the caption accuracy.
     """
     return {
-        "max_steps": 1_200,
+        "max_steps": 1_000,
         "batch_size": 32,
         "betas": (0.0, 0.999),
         "weight_decay": 0.0,
         "lr_warmup": 20,
-        "lr_decay": 600,
+        "lr_decay": 500,
         "lr_end": 0.1,
         "ema_half_life": 4_000,
         "ema_rampup": 0.17,
@@ -80,11 +80,12 @@ def captioned_dmd2(guidance_scale: float) -> dict[str, Any]:
         "evaluate_every": 200,
         "save_every": 200,
         "evaluate_samples": 1_000,
-        "method.generator_lr": 5e-4,
-        "method.critic_lr": 1e-3,
+        "method.generator_lr": 2e-4,
+        "method.critic_lr": 4e-4,
         "method.critic_steps": 2,
         "method.guidance_scale": guidance_scale,
-        "method.gan_weight": 0.1,
+        "method.gan_weight": 0.3,
+        "method.gan_critic_weight": 0.3,
         "method.gan_own_noise": False,
     }
 
@@ -125,7 +126,7 @@ _PRESETS: dict[tuple[str, str], Preset] = {
     ("digits", "dmd2"): digits_dmd2,
     ("digits", "ect"): digits_ect,
     ("digits-flow", "dmd2"): partial(captioned_dmd2, 2.0),
-    ("digits-t2i", "dmd2"): partial(captioned_dmd2, 1.75),
+    ("digits-t2i", "dmd2"): partial(captioned_dmd2, 1.4),
 }
 
 
