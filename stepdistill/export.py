@@ -19,6 +19,7 @@ from .lora_files import WEIGHTS
 from .model_cards import loading_code, lora_loading_code, model_card, sampling_call
 from .plans import StepPlan
 from .selfcheck import check
+from .sources import shown_source
 from .teachers import CARD, Teacher, read_card
 
 Record = dict[str, Any]
@@ -101,7 +102,7 @@ def _record(teacher: Teacher, plan: StepPlan, card: Mapping[str, Any] | None) ->
     """What stepdistill writes beside the weights."""
     tokens = teacher.options.max_tokens
     return {
-        "teacher": teacher.name,
+        "teacher": shown_source(teacher.name),
         **(card or {}),
         "family": teacher.family.card.name,
         "plan": plan.to_dict(),

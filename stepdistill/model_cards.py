@@ -14,7 +14,7 @@ from .backbones.family import dtype_keyword
 from .plans import StepPlan
 from .shipped import needs_trust
 from .single_file import described_in, whole_description
-from .sources import read_model_index
+from .sources import read_model_index, shown_source
 from .teachers import LoadOptions, Teacher
 
 # the hub's names of tasks
@@ -116,7 +116,7 @@ def model_card(
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
-# A {plan.steps}-step {kind} of `{teacher.name}`
+# A {plan.steps}-step {kind} of `{shown_source(teacher.name)}`
 
 {_steps(teacher, plan)}{_quality(record.get("metrics", {}))}
 This code, run in this folder, was compared with the trainer when the folder was written:

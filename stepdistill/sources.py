@@ -69,3 +69,8 @@ def folder_of(source: str, weights: bool = True) -> Path:
         raise UserError(
             f"{source} is neither a folder nor a model the hub could give: {first_line(error)}"
         ) from error
+
+
+def shown_source(source: str) -> str:
+    """What a card may tell strangers: of a local path its last part alone."""
+    return Path(source).name if Path(source).exists() else source

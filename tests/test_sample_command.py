@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,47 @@ def test_a_sample_depends_on_its_seed_alone(folders: tuple[Path, Path]) -> None:
     assert torch.equal(three[1:2], alone)
     assert not torch.equal(three[0], three[2])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_who_is_called_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stable Diffusion 3 draws later noise from torch's own generator: a call a sample where there
+    is a later step, unless samples may depend on their batch. One step has none, and is batched.
+    """
+    PIPELINES["sd3"]().save_pretrained(tmp_path / "sd3")
+    student = load_student(tmp_path / "sd3")
+    size, sizes = {"height": 16, "width": 16, "guidance_scale": 1.0}, list[int]()
+    whole = type(student.pipeline).__call__
+
+    def counted(pipeline: object, *args: object, **given: object) -> object:
+        sizes.append(len(given["generator"]))  # type: ignore[arg-type]
+        return whole(pipeline, *args, **given)
+
+    monkeypatch.setattr(type(student.pipeline), "__call__", counted)
+    one = student.sample(["a cat", "a dog"], [5, 6], 1, **size)
+    assert torch.allclose(student.sample(["a dog"], [6], 1, **size), one[1:], atol=1e-5)
+    student.sample(["a cat", "a dog"], [5, 6], 2, **size)
+    student.sample(["a cat", "a dog"], [5, 6], 2, alone=False, **size)
+    assert sizes == [2, 1, 1, 1, 2]
+
+
+def test_asked_for_truncation_is_no_news(tmp_path: Path) -> None:
+    """The pipeline's warning of every cut prompt is left out with max_tokens, and only then."""
+    PIPELINES["sd3"]().save_pretrained(tmp_path / "sd3")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda entry: said.append(entry.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers.pipelines.stable_diffusion_3")
+    logger.addHandler(handler)
+    try:
+        teacher = load_teacher(tmp_path / "sd3", options=LoadOptions(max_tokens=1))
+        teacher.encode(["a red fox by the sea"])
+        assert said == []
+        teacher.pipeline.encode_prompt(
+            "a red fox by the sea", None, None, device="cpu", max_sequence_length=1
+        )
+        assert any("truncated" in text for text in said)
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import Settings
 from ..precomputed import find_precomputed
 from ..runs import RunFolder, read_metrics
+from ..sources import shown_source
 from .options import DistilOptions
 
 MEASURED = "eval/"  # how metrics.jsonl marks what was measured
@@ -27,11 +28,11 @@ def provenance(name: str, settings: Settings, run: RunFolder, iteration: int) ->
 def learned_from(options: DistilOptions) -> str:
     """The data in words. Of a local path the last part alone: a card is read by strangers."""
     if options.prompts:
-        return f"prompts of {_shown(options.prompts)}"
+        return f"prompts of {shown_source(options.prompts)}"
     if find_precomputed(options.data):
-        return f"{_shown(options.data)}, precomputed"
+        return f"{shown_source(options.data)}, precomputed"
     if options.data:
-        return f"images of {_shown(options.data)}"
+        return f"images of {shown_source(options.data)}"
     return "what the teacher brings"
 
 
@@ -43,7 +44,3 @@ def measured(metrics: Path, iteration: int) -> dict[str, float]:
             own = {k.removeprefix(MEASURED): v for k, v in row.items() if k.startswith(MEASURED)}
             found = own or found
     return found
-
-
-def _shown(source: str) -> str:
-    return Path(source).name if Path(source).exists() else source
