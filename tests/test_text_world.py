@@ -17,6 +17,7 @@ from commands import check_exports_here
 from safetensors.torch import load_file
 from torch import Tensor
 
+from evals.caption_students import main as measure_students
 from stepdistill.captioned_world import CAPTIONED, captioned_data, teacher_sampler
 from stepdistill.conditioning import Conditioning
 from stepdistill.data.captioned_digits import CaptionedDigits, evaluation_prompts
@@ -197,6 +198,25 @@ def test_dmd2_takes_the_worlds_own_data(
     cond, shape = teacher.encode(teacher.examples(2)), teacher.sample_shape
     x0 = sample_student(student.denoiser, StepPlan.uniform(1), cond, shape, NoiseStreams([0, 1]))
     assert x0.isfinite().all()
+    row = measured_as_a_user(name, tmp_path)
+    assert row["fid"] == pytest.approx(result.metrics["fid"], rel=1e-3)
+    assert row["caption_accuracy"] == pytest.approx(result.metrics["caption_accuracy"], abs=0.3)
+
+
+def measured_as_a_user(name: str, place: Path) -> dict[str, Any]:
+    """The row of ``caption_students`` for the run in ``place``, at the count of its evaluation."""
+    kept = {**record(name), "num_samples": 1000, "fid": 0.7, "fid_floor": 0.2}
+    (place / "record.json").write_text(json.dumps(kept))
+    given = ["--teacher", str(place), "--students", str(place / "run" / "student")]
+    for _ in range(2):  # the second replaces the first
+        measure_students([*given, "--output", str(place / "rows.json")])
+    [row] = json.loads((place / "rows.json").read_text())["students"]
+    best = kept["most_accurate"]["caption_accuracy"]
+    assert row["fid_ratio"] == pytest.approx((row["fid"] - 0.2) / 0.5)
+    assert row["accuracy_gain"] == pytest.approx(row["caption_accuracy"] - best)
+    assert (row["nfe"], row["num_samples"]) == (1, 1000)
+    assert row["pipeline"] == type(loaded(name).pipeline).__name__
+    return dict(row)
 
 
 def test_real_latents_decode_to_what_their_captions_say() -> None:
