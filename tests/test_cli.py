@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -345,6 +346,19 @@ def test_train_leaves_a_run_folder(
     assert (card["method"], card["iteration"], len(card["plan"]["times"])) == (method, 3, steps)
     assert card["plan"]["whole"] is ("--method.through_all_steps" in more)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+def test_a_run_with_its_teacher_in_int8(
+    teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, exported and checked; going on with another teacher is refused."""
+    given = ("--method.gan_weight=0", "--memory.teacher_int8")
+    assert train("dmd2", teacher, tmp_path, *given) == 0
+    assert weights(tmp_path / "student") != weights(teacher)
+    assert train("dmd2", teacher, tmp_path, given[0], "--max_steps=4") == 2
+    assert "teacher_int8" in capfd.readouterr().err
 
 
 @pytest.mark.slow
