@@ -986,6 +986,48 @@ def test_dmd2_trains_the_roles_it_names_and_no_others(kind, options):
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
 
 
+class Watched(CriticTrunk):
+    """A discriminator that keeps the times it is asked about."""
+
+    def learn(self, critic, denoised, judged):
+        self.denoised, self.judged = denoised.t, [batch.t for batch in judged]
+        return super().learn(critic, denoised, judged)
+
+    def judge(self, critic, fake):
+        self.judged = [fake.t]
+        return super().judge(critic, fake)
+
+
+def gan_at(**options):
+    """DMD2 with a GAN that is watched, and that GAN."""
+    gan, critic, _ = judges("critic")
+    teacher = small_network(FlowSchedule(), seed=1).requires_grad_(False).eval()
+    generator = full("generator", small_network(FlowSchedule(), seed=5))
+    config, watched = DMD2Config(gan_weight=1e-2, **options), Watched(gan.head)
+    given = {"sample_shape": (3,), "discriminator": watched}
+    return DMD2(generator, critic, teacher, StepPlan.uniform(1), config, **given), watched
+
+
+def test_the_gan_may_look_at_little_noise_alone():
+    """gan_t_max bounds the times of the judged batches in both phases, and no others."""
+    method, gan = gan_at(gan_t_max=0.2)
+    batch = Batch(noise(64, 3), Conditioning.empty(64), Double(0, 3, "critic"))
+    method.critic_loss(batch)
+    assert gan.denoised.max() > 0.9
+    assert torch.equal(*gan.judged)
+    assert 0.1 < gan.judged[0].max() <= 0.2
+    method.generator_loss(batch)
+    assert 0.1 < gan.judged[0].max() <= 0.2
+
+
+@pytest.mark.parametrize(
+    "options", [{"gan_t_max": 0.2, "gan_own_noise": False}, {"gan_t_max": 0}, {"gan_t_max": 1.5}]
+)
+def test_what_gan_t_max_cannot_be(options):
+    with pytest.raises(UserError, match="gan_t_max"):
+        gan_at(**options)
+
+
 SHAPES = [(5,), (7, 5), (6, 4, 4), (6, 8, 8), (6, 16, 16), (4, 7, 7), (4, 8, 12), (3, 2, 2)]
 
 

@@ -57,6 +57,7 @@ class DMD2Config:
     gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data
     gan_critic_weight: float = 1e-2  # of the discriminator's loss beside the denoising loss
     gan_own_noise: bool = True  # draw the GAN's (t, eps) apart from the matching ones
+    gan_t_max: float | None = None  # its own t ~ U(0, gan_t_max]; None: as the critic's
     r1_weight: float = 0.0  # of approximate R1 (APT, Eq. 4), inside the discriminator's loss
     r1_std: float = 0.1  # noise added to real samples there, in units of x0
 
@@ -93,6 +94,9 @@ class DMD2:
     ) -> None:
         if config.gan_weight > 0 and discriminator is None:
             raise UserError("gan_weight > 0 needs a discriminator: pass one or set gan_weight=0")
+        t_max, own = config.gan_t_max, config.gan_own_noise
+        if t_max is not None and not (own and 0 < t_max <= 1):
+            raise UserError(f"gan_t_max={t_max}: it lies in (0, 1] and needs gan_own_noise")
         self.generator, self.critic, self.config = generator, critic, config
         self.plan = replace(plan, whole=config.through_all_steps)
         self.schedule, self.sample_shape = teacher.schedule, sample_shape
@@ -102,9 +106,12 @@ class DMD2:
         self.matching_times: TimeLaw = UniformTimes(config.t_min, config.t_max)
         if config.matching_log_normal is not None:
             self.matching_times = LogNormalTimes(*config.matching_log_normal)
-        self.critic_times: TimeLaw = UniformTimes()  # and the GAN's, where it draws its own
+        self.critic_times: TimeLaw = UniformTimes()
         if config.critic_log_normal is not None:
             self.critic_times = LogNormalTimes(*config.critic_log_normal)
+        self.gan_times = self.critic_times  # where the GAN draws its own
+        if config.gan_t_max is not None:
+            self.gan_times = UniformTimes(0.0, config.gan_t_max)
         self.gan = discriminator if config.gan_weight > 0 else None
         self.roles = {"critic": critic, "generator": generator}
         self.updates: dict[str, tuple[str, ...]] = {
@@ -189,7 +196,7 @@ class DMD2:
             x0_fake = self.critic.frozen(*fake).x0_hat
         if self.gan is None:
             return x0_fake, x0.new_zeros(())
-        apart = self._noised(x0, batch, self.critic_times)
+        apart = self._noised(x0, batch, self.gan_times)
         _, logits = self.gan.judge(self.critic, apart)
         return x0_fake, gan_generator(logits).mean()
 
@@ -199,7 +206,7 @@ class DMD2:
         if batch.x0 is None:
             raise UserError("gan_weight > 0 needs real samples, and the data has none")
         own = self.config.gan_own_noise
-        fake = self._noised(x0, batch, self.critic_times) if own else noisy
+        fake = self._noised(x0, batch, self.gan_times) if own else noisy
         eps = batch.draws.normal_like(x0)
         real = Noisy(self.schedule.add_noise(batch.x0, fake.t, eps), fake.t, batch.cond)
         judged = [fake, real]
