@@ -23,7 +23,7 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.data.captioned_digits import CaptionedDigits, evaluation_prompts
 from stepdistill.data.captioned_latents import CaptionedLatents
 from stepdistill.data.scenes import agree
-from stepdistill.distil import data, distil
+from stepdistill.distil import build_method, data, distil, read_settings
 from stepdistill.draws import Draws
 from stepdistill.metrics.scene_classifier import load_scene_classifier
 from stepdistill.plans import StepPlan
@@ -217,6 +217,23 @@ def measured_as_a_user(name: str, place: Path) -> dict[str, Any]:
     assert (row["nfe"], row["num_samples"]) == (1, 1000)
     assert row["pipeline"] == type(loaded(name).pipeline).__name__
     return dict(row)
+
+
+@pytest.mark.parametrize("name", CAPTIONED)
+@pytest.mark.parametrize(("given", "times"), [((), None), (("--steps=4",), (1, 0.75, 0.5, 0.25))])
+def test_presets_of_one_step_and_of_several(
+    name: str, given: tuple[str, ...], times: tuple[float, ...] | None
+) -> None:
+    """One step starts a little before t = 1, several at it; options given win."""
+    flags = ["--teacher", name, "--output=run", *given, "--method.critic_lr=0.25"]
+    method = build_method("dmd2", read_settings("dmd2", flags), loaded(name))
+    if times is None:
+        (start,) = method.plan.times
+        assert 0.5 < start < 1
+    else:
+        assert method.plan.times == times
+    assert method.learning_rates["critic"] == 0.25
+    assert method.learning_rates["generator"] > 2e-4
 
 
 def test_real_latents_decode_to_what_their_captions_say() -> None:

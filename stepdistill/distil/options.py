@@ -85,5 +85,6 @@ def read_settings(
     nested = dict(zip(("load", "method", "lora", "memory"), kinds, strict=True))
     note = presets.described(name)
     settings = parse(program, flat, nested, arguments, note=note)
-    preset = presets.of(settings.get(DistilOptions).teacher, name)
+    options = settings.get(DistilOptions)
+    preset = presets.of(options.teacher, name, len(options.times) or options.steps)
     return parse(program, flat, nested, arguments, preset, note=note) if preset else settings
