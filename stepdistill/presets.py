@@ -122,6 +122,8 @@ def t2i_several_steps() -> dict[str, Any]:
         "max_steps": 500,
         "lr_decay": 300,
         "method.through_all_steps": True,
+        "method.gan_own_noise": True,
+        "method.gan_t_max": 0.25,
         "method.generator_lr": 3e-4,
         "method.critic_lr": 8e-4,
         "method.critic_steps": 2,
