@@ -87,7 +87,7 @@ def captioned_dmd2() -> dict[str, Any]:
 def captioned_one_step(guidance_scale: float, start: float) -> dict[str, Any]:
     """One step, from pure noise at t = ``start``.
 
-    At t = 1 a teacher looks past its input, and all its pictures of a caption are one; a little
+    At t = 1 the teacher's x0_hat is the mean picture of a caption, whatever the noise; a little
     earlier it sees shapes in the noise, and the student starts from those.
     """
     return {

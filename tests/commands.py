@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 import types
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 
 from stepdistill.cli import main
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++")), reason="needs a C++ compiler"
+)
 
 
 def run(*arguments: object) -> int:

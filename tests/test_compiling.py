@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import shutil
 
 import pytest
 import torch
+from commands import needs_compiler
 from test_families import load, rms, x0_and_gradient
 from torch import nn
 
@@ -20,9 +20,6 @@ from stepdistill.plans import StepPlan
 from stepdistill.roles import LoRAOptions, full
 
 RANKS = {"sd15": 0, "flux": 2}  # a U-Net with full roles, a transformer with LoRA roles
-needs_compiler = pytest.mark.skipif(
-    not any(shutil.which(name) for name in ("g++", "clang++")), reason="needs a C++ compiler"
-)
 OUTPUT, GRADIENT = 1e-5, 1e-4  # largest difference, in root mean squares of what is expected
 
 

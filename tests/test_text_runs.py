@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commands import check_exports_here, draw_no_report, run
+from commands import check_exports_here, draw_no_report, needs_compiler, run
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import PIPELINES
@@ -113,13 +112,12 @@ def test_mistakes(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not any(shutil.which(name) for name in ("g++", "clang++")), reason="needs a C++ compiler"
-)
+@needs_compiler
 def test_a_compiled_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
     """Trained and exported with compiled blocks: nearly the eager run's student, same names.
 
-    Nearly, since Adam's first steps have all one length, and rounding turns some that are near 0.
+    Not to the bit, since it was compiled. Nearly, since Adam's first steps have all one length, and
+    rounding turns some that are near 0.
     """
     for name, option in (("eager", "false"), ("compiled", "true")):
         assert train(place, tmp_path / name, "--compile_blocks", option) == 0
@@ -129,5 +127,4 @@ def test_a_compiled_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
     assert list(eager) == list(compiled)
     moved = torch.cat([(eager[k] - start[k]).flatten() for k in start])
     apart = torch.cat([(eager[k] - compiled[k]).flatten() for k in start])
-    assert moved.norm() > 0
-    assert apart.norm() < 0.1 * moved.norm()
+    assert 0 < apart.norm() < 0.1 * moved.norm()
