@@ -57,9 +57,7 @@ class DMD2Config:
     gan_weight: float = 3e-3  # of the generator's adversarial term; 0 needs no real data
     gan_critic_weight: float = 1e-2  # of the discriminator's loss beside the denoising loss
     gan_own_noise: bool = True  # draw the GAN's (t, eps) apart from the matching ones
-    gan_t_max: float | None = (
-        None  # its own t ~ U(0, gan_t_max], as DMD2's code; None: the critic's
-    )
+    gan_t_max: float | None = None  # of its own t ~ U(0, gan_t_max]; None: the critic's times
     r1_weight: float = 0.0  # of approximate R1 (APT, Eq. 4), inside the discriminator's loss
     r1_std: float = 0.1  # noise added to real samples there, in units of x0
 
