@@ -37,7 +37,8 @@ class Conditioning(Mapping[str, Tensor]):
 
     def select(self, index: Tensor | slice) -> Conditioning:
         """The samples at ``index``."""
-        count = len(torch.arange(self.batch_size)[index])
+        device = index.device if isinstance(index, Tensor) else None
+        count = len(torch.arange(self.batch_size, device=device)[index])
         return Conditioning({name: value[index] for name, value in self.items()}, count)
 
     def expand(self, batch_size: int) -> Conditioning:

@@ -19,6 +19,7 @@ from stepdistill.denoisers import (
     Backbone,
     Denoiser,
     Guided,
+    GuidedWithin,
     Prediction,
     PredictsEDM,
     PredictsEps,
@@ -487,6 +488,37 @@ def test_guidance_is_one_batched_call():
     counted = Counted(mixture(VP))
     Guided(counted, 3.0, NULL)(x_t, t, cond)
     assert counted.batches == [(12, 12, 12)]
+
+
+@pytest.mark.parametrize("interval", [(0.3, 0.6), (0.0, 0.6), (0.3, 1.0), (0.98, 0.99)], ids=str)
+def test_guidance_within_an_interval_of_times(interval):
+    """Rows with low < t <= high are guided, the others are the denoiser's, in their own order."""
+    x_t, _, cond = guided_batch()
+    t = torch.tensor([0.9, 0.6, 0.1, 0.45, 0.3, 0.7], dtype=torch.float64)
+    exact = Counted(mixture(VP))
+    guided = Guided(exact, 3.0, NULL)
+    inside = (t > interval[0]) & (t <= interval[1])
+    whole, plain = guided(x_t, t, cond).x0_hat, exact(x_t, t, cond).x0_hat
+    assert ((whole - plain).abs().flatten(1).amax(1) > 1e-3).all()
+    exact.batches.clear()
+    found = GuidedWithin(guided, exact, interval)(x_t, t, cond).x0_hat
+    for i in range(6):
+        close(found[i], (whole if inside[i] else plain)[i])
+    calls = [2 * int(inside.sum()), int((~inside).sum())]
+    assert [size for size, *_ in exact.batches] == [n for n in calls if n]
+
+
+def test_guidance_within_an_interval_keeps_the_features():
+    """Row i of the features is sample i's under its own condition."""
+    x_t, t, _ = guided_batch()
+    x_t = torch.cat([x_t, x_t[:, :1]], dim=1)
+    cond = Conditioning({"class_labels": torch.arange(6) % 3})
+    denoiser = mlp_denoiser(VP, PredictsEps(), num_class_embeds=4)
+    within = GuidedWithin(Guided(denoiser, 2.0, NULL), denoiser, (0.2, 0.6))
+    found = within(x_t, t, cond, features=True).features
+    (wanted,) = denoiser(x_t, t, cond, features=True).features
+    (tapped,) = found
+    close(tapped, wanted)
 
 
 def test_guidance_takes_a_scale_per_sample():

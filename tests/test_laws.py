@@ -9,6 +9,7 @@ Notation: data N(m, S^2), a student x0 = a + b z, and at time t
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -1026,6 +1027,42 @@ def test_the_gan_may_look_at_little_noise_alone():
 def test_what_gan_t_max_cannot_be(options):
     with pytest.raises(UserError, match="gan_t_max"):
         gan_at(**options)
+
+
+@pytest.mark.parametrize("interval", [(0.6, 0.6), (0.7, 0.3), (-0.1, 0.5), (0.2, 1.1)], ids=str)
+def test_what_guidance_interval_cannot_be(interval):
+    with pytest.raises(UserError, match="guidance_interval"):
+        gan_at(guidance_interval=interval)
+
+
+def test_the_real_score_is_guided_within_the_interval_alone():
+    """guidance_interval (0, 0.5): at t > 0.5 the loss is that of the unguided teacher."""
+    networks = [small_network(FlowSchedule(), seed=seed) for seed in range(5, 9)]
+    generator, critic, teacher, guided = networks
+
+    def loss(config):
+        method = DMD2(
+            full("generator", generator),
+            full("critic", critic),
+            teacher,
+            StepPlan.uniform(1),
+            config,
+            sample_shape=(3,),
+            guided=None if config.guidance_scale == 1 else guided,
+        )
+        batch = Batch(None, Conditioning.empty(16), Double(0, 3, "generator"))
+        return method.generator_loss(batch).value.item()
+
+    def losses(**times):
+        """Without guidance, with it, and with it at t <= 0.5 alone."""
+        plain = DMD2Config(gan_weight=0.0, **times)
+        whole = replace(plain, guidance_scale=4.0)
+        return [loss(c) for c in (plain, whole, replace(whole, guidance_interval=(0.0, 0.5)))]
+
+    plain, whole, within = losses(t_min=0.5, t_max=0.9)
+    assert within == plain != whole
+    plain, whole, within = losses(t_min=0.1, t_max=0.5)
+    assert within == whole != plain
 
 
 SHAPES = [(5,), (7, 5), (6, 4, 4), (6, 8, 8), (6, 16, 16), (4, 7, 7), (4, 8, 12), (3, 2, 2)]

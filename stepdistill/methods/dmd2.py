@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser, Denoises
+from ..denoisers import Denoiser, Denoises, GuidedWithin
 from ..discriminator import CriticTrunk, Discriminator, Noisy, build_head
 from ..errors import UserError
 from ..losses import (
@@ -49,6 +49,7 @@ class DMD2Config:
     critic_lr: float = 2e-6  # learning rate of the critic and its head
     critic_steps: int = 5  # iterations a generator update: the critic learns in each (4.2)
     guidance_scale: float = 1.0  # of the real score only; Imagen's form, 1 is off
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # guided at low < t <= high alone
     t_min: float = 0.02  # matching times, U(t_min, t_max]: steps 20 to 980 of 1000, inclusive
     t_max: float = 0.981  # see t_min
     matching_log_normal: tuple[float, float] | None = None  # instead: mean, std of ln sigma/alpha
@@ -103,6 +104,11 @@ class DMD2:
         if config.guidance_scale != 1 and guided is None:
             raise UserError(f"guidance_scale={config.guidance_scale} needs a guided teacher")
         self.real: Denoises = guided or teacher
+        low, high = config.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"guidance_interval={low}, {high}: 0 <= low < high <= 1 is needed")
+        if (low, high) != (0, 1):
+            self.real = GuidedWithin(self.real, teacher, (low, high))
         self.matching_times: TimeLaw = UniformTimes(config.t_min, config.t_max)
         if config.matching_log_normal is not None:
             self.matching_times = LogNormalTimes(*config.matching_log_normal)
