@@ -61,7 +61,7 @@ def digits_ect() -> dict[str, Any]:
 
 
 def captioned_dmd2() -> dict[str, Any]:
-    """DMD2 on the captioned digits: what all its runs share. Each takes some 15 minutes of a core.
+    """DMD2 on the captioned digits: what all its runs share. Each takes 10 to 30 minutes of a core.
 
     Less guidance lowers the distance, more of it raises the caption accuracy.
     """

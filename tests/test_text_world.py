@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evals.caption_students import main as measure_students
+from stepdistill import presets
 from stepdistill.captioned_world import CAPTIONED, captioned_data, teacher_sampler
 from stepdistill.conditioning import Conditioning
 from stepdistill.data.captioned_digits import CaptionedDigits, evaluation_prompts
@@ -49,6 +50,7 @@ assert not any(name.split(".")[0] == "stepdistill" for name in sys.modules)
 """
 
 
+RECORDS = Path(__file__).parents[1] / "evals" / "records"
 NAMES = [name for name in CAPTIONED if name in built_in_worlds()]
 
 
@@ -234,6 +236,15 @@ def test_presets_of_one_step_and_of_several(
         assert method.plan.times == times
     assert method.learning_rates["critic"] == 0.25
     assert method.learning_rates["generator"] > 2e-4
+
+
+@pytest.mark.parametrize("name", CAPTIONED)
+def test_the_measured_students_are_those_of_the_presets(name: str) -> None:
+    """README's table is of runs with today's defaults: as many iterations, to as many calls."""
+    rows = json.loads((RECORDS / f"{name}.json").read_text())["students"]
+    assert {row["nfe"] for row in rows} == {1, 4}
+    for row in rows:
+        assert row["iteration"] == presets.of(name, row["method"], row["nfe"])["max_steps"]
 
 
 def test_real_latents_decode_to_what_their_captions_say() -> None:
