@@ -12,8 +12,9 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from stepdistill.denoisers import PredictsEDM, PredictsV
-from stepdistill.plans import renoise_move
+from stepdistill.backbones.schedulers import few_step
+from stepdistill.denoisers import PredictsEDM, PredictsEps, PredictsV
+from stepdistill.plans import StepPlan, renoise_move
 from stepdistill.schedules import (
     EDMSchedule,
     FlowSchedule,
@@ -460,6 +461,30 @@ def test_rescaled_tables_end_where_diffusers_ends_them(name):
     theirs = scheduler(name, **BETAS["zero_snr"])
     alpha_1, _ = VPSchedule(theirs.alphas_cumprod)(torch.ones(1))
     assert alpha_1.item() ** 2 == pytest.approx(0.0 if name == "DDIMScheduler" else 2.0**-24)
+
+
+@pytest.mark.parametrize("length", [1000, 400, 1])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+def test_a_students_scheduler_names_the_form_of_its_betas(betas, length):
+    """Of a table in float32, whole or cut short: alphas_cumprod to 5e-6, one step from its end."""
+    teachers = scheduler("DDPMScheduler", **BETAS[betas])
+    theirs = VPSchedule(teachers.alphas_cumprod)
+    found = few_step(theirs, PredictsEps(), StepPlan((length / 1000,)))
+    assert found.config.trained_betas is None
+    assert length == 1 or found.config.beta_schedule == betas
+    assert found.config.beta_start == pytest.approx(teachers.config.beta_start, rel=1e-3)
+    close(found.alphas_cumprod, theirs.knots[1 : length + 1], 5e-6)
+    found.set_timesteps(1)
+    assert found.timesteps.tolist() == [length - 1]
+
+
+@pytest.mark.parametrize("betas", ["squaredcos_cap_v2", "zero_snr", "trained_betas"])
+def test_a_students_scheduler_writes_other_betas_out(betas):
+    """No linear form is forced on them."""
+    theirs = VPSchedule(scheduler("DDIMScheduler", **BETAS[betas]).alphas_cumprod)
+    found = few_step(theirs, PredictsV(), StepPlan())
+    close(found.alphas_cumprod, theirs.knots[1:], 5e-6)
+    assert len(found.config.trained_betas) == theirs.num_steps
 
 
 # --- diffusers: EDM, flow and trigonometric grids ----------------------------------------------

@@ -41,6 +41,7 @@ PREDICTIONS: dict[str, type[Parametrization]] = {
     "v_prediction": PredictsV,
     "sample": PredictsX0,
 }
+TABLE_TOLERANCE = 5e-6  # relative, of alphas_cumprod that schedulers multiply up in float32
 
 
 def read(scheduler: Any, mu: float | None = None) -> tuple[Schedule, Parametrization]:
@@ -118,7 +119,9 @@ def few_step(
 def _lcm(schedule: VPSchedule, parametrization: Parametrization, plan: StepPlan) -> LCMScheduler:
     """LCMScheduler on the training steps up to the plan's first: its grid is then the plan's.
 
-    Its table ends at that step, since a default call starts from the table's end.
+    Its table ends at that step, since a default call starts from the table's end. It never reads
+    its ``steps_offset``, but Stable Diffusion's pipelines call a config outdated where that is not
+    1, and print the whole of it.
     """
     if plan.move is not renoise_move:
         raise UserError("the stock few-step scheduler of this family re-noises: not an ODE plan")
@@ -139,18 +142,26 @@ def _lcm(schedule: VPSchedule, parametrization: Parametrization, plan: StepPlan)
         original_inference_steps=count,
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,
     )
 
 
 def _betas(schedule: VPSchedule, length: int) -> dict[str, Any]:
     """The first ``length`` betas as LCMScheduler's arguments, by name if a named form has them.
 
-    Linear and scaled-linear tables that are cut short stay of their kind.
+    Linear and scaled-linear tables that are cut short stay of their kind. The ends of a form are
+    fitted to all betas, each of which has the rounding of its two alphas_cumprod, and the form is
+    taken where its own alphas_cumprod are the table's. Other tables (zero terminal SNR) are written
+    out.
     """
-    betas = 1 - schedule.knots[1 : length + 1] / schedule.knots[:length]
-    first, last = betas[0].item(), betas[-1].item()
+    table = schedule.knots[1 : length + 1]
+    betas = 1 - table / schedule.knots[:length]
+    rise = torch.linspace(0, 1, length, dtype=torch.float64)
+    mix = torch.stack([1 - rise, rise], dim=1)
     for name, power in (("scaled_linear", 2), ("linear", 1)):
-        roots = torch.linspace(first ** (1 / power), last ** (1 / power), length).double()
-        if torch.allclose(roots**power, betas, rtol=2e-5, atol=0):
+        ends = torch.linalg.lstsq(mix, betas[:, None] ** (1 / power)).solution
+        found = torch.cumprod(1 - (mix @ ends)[:, 0] ** power, dim=0)
+        if torch.allclose(found, table, rtol=TABLE_TOLERANCE, atol=0):
+            first, last = (ends[:, 0] ** power).tolist()
             return {"beta_start": first, "beta_end": last, "beta_schedule": name}
     return {"trained_betas": betas.tolist()}
