@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from diffusers import (
 )
 from tiny_pipelines import CALLS, PIPELINES, image, some_slow, video
 from torch import Tensor
+from torch.nn import Parameter
 
 from stepdistill import families
 from stepdistill.backbones import schedulers
@@ -40,7 +41,7 @@ from stepdistill.methods.base import Batch
 from stepdistill.methods.dmd2 import DMD2, DMD2Config
 from stepdistill.model_cards import loading_code
 from stepdistill.plans import StepPlan, ode_move
-from stepdistill.roles import LoRAOptions, full, trainable_role
+from stepdistill.roles import FULL, LoRAOptions, full, trainable_role
 from stepdistill.sampling import NoiseStreams
 from stepdistill.schedules import VPSchedule
 from stepdistill.selfcheck import check
@@ -193,34 +194,56 @@ def test_the_exported_student_gives_the_trainers_x0(
             DiffusionPipeline.from_pretrained(tmp_path / "student")
 
 
-def test_a_dmd2_iteration_trains_every_tensor(teacher: Teacher) -> None:
+@pytest.mark.parametrize("lora", [FULL, LoRAOptions(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("through_all_steps", [True, False], ids=["all steps", "published"])
+def test_a_dmd2_iteration_trains_every_tensor(
+    teacher: Teacher, through_all_steps: bool, lora: LoRAOptions
+) -> None:
     """Both losses, with the GAN where the network has a tap: a finite gradient that is not zero in
-    every trainable tensor, none elsewhere, and the teacher's weights as they were."""
-    before = {k: v.clone() for k, v in teacher.denoiser.state_dict().items()}
+    every trainable tensor, and none elsewhere; a step of these leaves all others bit-identical.
+
+    Of two iterations together: as published each trains one step of two, and Wan 2.2 has a network
+    for each.
+    """
+    before = copied(teacher.denoiser.state_dict())
     gan = 1e-2 if teacher.denoiser.backbone.taps else 0.0
-    config = DMD2Config(gan_weight=gan, through_all_steps=True, critic_steps=1)
-    method = DMD2.from_teacher(teacher, StepPlan.uniform(2), config)
-    with torch.no_grad():  # a critic that is the teacher gives no gradient
-        for tensor in method.critic.trainable().values():
-            tensor.mul_(1.02)
-    cond = teacher.encode(teacher.examples(8))
-    x0 = torch.randn(8, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
+    config = DMD2Config(gan_weight=gan, through_all_steps=through_all_steps, critic_steps=1)
+    method = DMD2.from_teacher(teacher, StepPlan.uniform(2), config, lora)
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # a critic that is the teacher gives no gradient, nor new adapters
+        for role in (method.critic, method.generator):
+            for tensor in role.trainable().values():
+                tensor.add_(0.02 * torch.randn(tensor.shape, generator=noise))
+    cond = teacher.encode(teacher.examples(4))
+    x0 = torch.randn(4, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     for purpose, roles in method.updates.items():
-        batch = Batch(x0, cond, Draws(0, 1, purpose, range(1)))
-        loss = getattr(method, f"{purpose}_loss")(batch)
-        assert loss.value.isfinite()
-        loss.value.backward()
-        for name in roles:
-            trained = method.roles[name].trainable()
-            assert [k for k, p in trained.items() if p.grad is None] == []
-            assert [k for k, p in trained.items() if not p.grad.isfinite().all()] == []
-            assert [k for k, p in trained.items() if not p.grad.any()] == []
-            for parameter in trained.values():
-                parameter.grad = None
-        for role in method.roles.values():
-            assert all(p.grad is None for p in role.trainable().values())
+        for iteration in (5, 6):  # their generator updates train the first and the second step
+            batch = Batch(x0, cond, Draws(0, iteration, purpose, range(1)))
+            loss = getattr(method, f"{purpose}_loss")(batch)
+            assert loss.value.isfinite()
+            loss.value.backward()
+        trained = trainable(method, roles)
+        assert [k for k, p in trained.items() if p.grad is None] == []
+        assert [k for k, p in trained.items() if not p.grad.isfinite().all()] == []
+        assert [k for k, p in trained.items() if not p.grad.any()] == []
+        resting = trainable(method, method.roles.keys() - set(roles))
+        held = copied(resting)
+        assert all(p.grad is None for p in (*resting.values(), *teacher.denoiser.parameters()))
+        torch.optim.SGD(trained.values(), lr=1.0).step()
+        assert all(torch.equal(held[k], p) for k, p in resting.items())
+        for parameter in trained.values():
+            parameter.grad = None
     after = teacher.denoiser.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def trainable(method: DMD2, roles: Iterable[str]) -> dict[str, Parameter]:
+    """The parameters that learn in some roles of a method."""
+    return {f"{r}.{k}": p for r in roles for k, p in method.roles[r].trainable().items()}
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 WITHOUT_LORA = (
