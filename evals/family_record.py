@@ -20,18 +20,6 @@ from stepdistill.config import parse
 from stepdistill.errors import UserError
 
 PROOFS = ("teacher", "student", "lora", "bf16")
-# the tests' models -> families, where several models are one family or have another name
-MODELS = {
-    "sd15": "sd",
-    "sd21": "sd",
-    "wan22-t2v": "wan-t2v",
-    "wan22-i2v": "wan-i2v",
-    "pixart-1024": "pixart-alpha",
-    "flux-schnell": "flux",
-    "cogvideox-5b": "cogvideox",
-    "ddpm": "ddpm-pixels",
-    "edm": "edm-pixels",
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     worst: dict[str, dict[str, float]] = {}
     for line in Path(options.reached).read_text().splitlines():
         found = json.loads(line)
-        own = worst.setdefault(MODELS.get(found["model"], found["model"]), {})
+        own = worst.setdefault(found["family"], {})
         own[found["proof"]] = max(own.get(found["proof"], 0.0), found["value"])
     cards: list[dict[str, Any]] = [family.card.record() for family in families.every()]
     if missing := [card["name"] for card in cards if card["name"] not in worst]:

@@ -24,14 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def reached(request: pytest.FixtureRequest) -> Reached:
-    """``reached(model, proof, difference)``."""
+    """``reached(family, proof, difference)``."""
     file = request.config.getoption("--reached")
 
-    def record(model: str, proof: str, difference: float) -> None:
+    def record(family: str, proof: str, difference: float) -> None:
         if file is not None:
             with open(file, "a") as lines:
                 lines.write(
-                    json.dumps({"model": model, "proof": proof, "value": difference}) + "\n"
+                    json.dumps({"family": family, "proof": proof, "value": difference}) + "\n"
                 )
 
     return record

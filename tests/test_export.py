@@ -107,7 +107,7 @@ def test_the_stock_pipeline_gives_the_trainers_x0(
         assert x0.abs().max() > 1.5
         images = stock(tmp_path / "student", used, SEEDS, LABELS)
         worst = float((images - to_pixels(x0)).abs().max())
-        reached("edm", "student", worst)
+        reached("edm-pixels", "student", worst)
         assert worst < TOLERANCE
         assert images.std() > 0.1
     alone = stock(tmp_path / "student", steps, SEEDS[2:3], LABELS[2:3])

@@ -25,6 +25,7 @@ from diffusers import (
     ModelMixin,
 )
 from tiny_pipelines import CALLS, PIPELINES, image, some_slow, video
+from tiny_pipelines import schedulers as published
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -56,8 +57,18 @@ VARIANTS: dict[str, tuple[str, Callable[[], DiffusionPipeline]]] = {
     "flux-schnell": ("flux", partial(image.flux, guidance_embeds=False)),
     "cogvideox-5b": ("cogvideox", partial(video.cogvideox, rotary=True)),
 }
+# the same networks with another prediction or schedule
+TWINS: dict[str, tuple[str, Callable[[], DiffusionPipeline]]] = {
+    "ddpm-v": ("ddpm", lambda: image.ddpm(scheduler=published.ddpm_v_scheduler())),
+    "sd21-v": ("sd21", lambda: image.sd21(scheduler=published.sd21_v_scheduler())),
+    "sd21-eps": ("sd21", lambda: image.sd21(scheduler=published.sd15_scheduler())),
+    "sd21-euler": ("sd21", lambda: image.sd21(scheduler=published.zero_snr_euler_scheduler())),
+    "sdxl-v": ("sdxl", lambda: image.sdxl(scheduler=published.sdxl_scheduler("v_prediction"))),
+    "sdxl-zero-snr": ("sdxl", lambda: image.sdxl(scheduler=published.zero_snr_euler_scheduler())),
+}
 NAMES = [*(name for name in PIPELINES if name != "ltx"), *VARIANTS]
-UNGUIDED = ("ddpm", "flux-schnell")
+UNGUIDED = ("ddpm", "ddpm-v", "flux-schnell")
+and_twins = pytest.mark.parametrize("teacher", some_slow([*NAMES, *TWINS]), indirect=True)
 
 
 @pytest.fixture(scope="module", params=some_slow(NAMES))
@@ -67,7 +78,7 @@ def teacher(request: pytest.FixtureRequest) -> Teacher:
 
 
 def load(name: str) -> Teacher:
-    alike, build = VARIANTS.get(name, (name, PIPELINES.get(name)))
+    alike, build = (VARIANTS | TWINS).get(name, (name, PIPELINES.get(name)))
     assert build is not None
     pipeline = build()
     pipeline.set_progress_bar_config(disable=True)
@@ -103,6 +114,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.std())
 
 
+@and_twins
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_our_solver_equals_the_stock_pipeline(
     teacher: Teacher, guidance_scale: float, reached: Reached
@@ -130,10 +142,11 @@ def test_our_solver_equals_the_stock_pipeline(
     cond = teacher.encode(teacher.examples(2))
     x0 = sample(teacher.guided(guidance_scale), schedule, z, times, cond, ddim_step)
     worst = relative(family.stock_output(teacher, x0), expected)
-    reached(teacher.name, "teacher", worst)
+    reached(teacher.family.card.name, "teacher", worst)
     assert worst < 1e-4
 
 
+@and_twins
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_the_teachers_own_scheduler(
     teacher: Teacher, guidance_scale: float, reached: Reached
@@ -151,7 +164,7 @@ def test_the_teachers_own_scheduler(
     cond, denoiser = teacher.encode(teacher.examples(2)), teacher.guided(guidance_scale)
     x0 = schedulers.walk(denoiser, teacher.denoiser, scheduler, z, cond, streams.generators)
     worst = relative(family.stock_output(teacher, x0), expected)
-    reached(teacher.name, "teacher", worst)
+    reached(teacher.family.card.name, "teacher", worst)
     assert worst < 1e-4
 
 
@@ -172,6 +185,7 @@ def times_of(plan: StepPlan) -> Tensor:
     return torch.tensor(plan.times, dtype=torch.float64)
 
 
+@and_twins
 def test_the_exported_student_gives_the_trainers_x0(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:
@@ -184,7 +198,7 @@ def test_the_exported_student_gives_the_trainers_x0(
             parameter.mul_(1.1)
     for plan in plans(teacher).values():
         worst = export(generator, teacher, plan, tmp_path / "student")
-        reached(teacher.name, "student", worst)
+        reached(teacher.family.card.name, "student", worst)
         assert worst < 1e-4
         code, call = loading_code(teacher.options, tmp_path / "student"), teacher.family.call
         with pytest.raises(StepDistillError, match="other samples than the trainer"):
@@ -277,7 +291,7 @@ def test_the_exported_lora_loads_fuses_and_equals_the_trainers_x0(
             export_lora(role.frozen, teacher, plan, folder)
         return
     worst = export_lora(role.frozen, teacher, plan, folder)
-    reached(teacher.name, "lora", worst)
+    reached(teacher.family.card.name, "lora", worst)
     assert worst < 1e-4
 
     pipeline = run_card(folder, monkeypatch)["pipeline"]
@@ -375,7 +389,7 @@ def test_half_precision_is_near(teacher: Teacher, reached: Reached) -> None:
     t = teacher.denoiser.schedule.time_of_timestep(torch.tensor([500.0, 250.0]))
     expected, found = teacher.denoiser(x_t, t, cond).x0_hat, half(x_t, t, cond).x0_hat
     assert found.dtype == torch.float32
-    reached(teacher.name, "bf16", rms(found, expected))
+    reached(teacher.family.card.name, "bf16", rms(found, expected))
     assert 0 < rms(found, expected) < 0.05
 
 

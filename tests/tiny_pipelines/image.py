@@ -42,11 +42,12 @@ def _text_unet(**config: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**UNET, **shared, "attention_head_dim": 4, **config})
 
 
-def ddpm(seed: int = 0) -> DDPMPipeline:
+def ddpm(seed: int = 0, scheduler: SchedulerMixin | None = None) -> DDPMPipeline:
     """DDPM on 8x8 colour images, without any condition."""
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     unet = UNet2DModel(**UNET, **blocks, norm_num_groups=4, attention_head_dim=4)
-    return with_random_weights(DDPMPipeline(unet, DDPMScheduler(**schedulers.PIXEL_BETAS)), seed)
+    scheduler = scheduler or DDPMScheduler(**schedulers.PIXEL_BETAS)
+    return with_random_weights(DDPMPipeline(unet, scheduler), seed)
 
 
 def _stable_diffusion(
@@ -70,12 +71,15 @@ def sd15(seed: int = 0) -> StableDiffusionPipeline:
     return _stable_diffusion(schedulers.sd15_scheduler(), seed)
 
 
-def sd21(seed: int = 0) -> StableDiffusionPipeline:
-    """Stable Diffusion 2.1: predicts v, zero terminal SNR."""
-    return _stable_diffusion(schedulers.sd21_scheduler(), seed, use_linear_projection=True)
+def sd21(seed: int = 0, scheduler: SchedulerMixin | None = None) -> StableDiffusionPipeline:
+    """Stable Diffusion 2.1: by default it predicts v, zero terminal SNR."""
+    scheduler = scheduler or schedulers.sd21_scheduler()
+    return _stable_diffusion(scheduler, seed, use_linear_projection=True)
 
 
-def sdxl(seed: int = 0, second_width: int = WIDTH) -> StableDiffusionXLPipeline:
+def sdxl(
+    seed: int = 0, second_width: int = WIDTH, scheduler: SchedulerMixin | None = None
+) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL: two text encoders, pooled text and the image's size as conditions."""
     unet = _text_unet(
         cross_attention_dim=WIDTH + second_width,
@@ -91,7 +95,7 @@ def sdxl(seed: int = 0, second_width: int = WIDTH) -> StableDiffusionXLPipeline:
         tokenizer=tokenizers.clip_tokenizer(),
         tokenizer_2=tokenizers.clip_tokenizer(),
         unet=unet,
-        scheduler=schedulers.sdxl_scheduler(),
+        scheduler=scheduler or schedulers.sdxl_scheduler(),
         add_watermarker=False,
     )
     return with_random_weights(pipeline, seed)

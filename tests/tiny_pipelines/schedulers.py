@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers import (
     CogVideoXDDIMScheduler,
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -34,9 +35,36 @@ def sd21_scheduler() -> DDIMScheduler:
     )
 
 
-def sdxl_scheduler() -> EulerDiscreteScheduler:
+def sd21_v_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 2.1 as published for 768 pixels."""
+    return DDIMScheduler(
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type="v_prediction",
+        **STABLE_DIFFUSION,
+    )
+
+
+def sdxl_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
     """Stable Diffusion XL."""
-    return EulerDiscreteScheduler(timestep_spacing="leading", **STABLE_DIFFUSION)
+    return EulerDiscreteScheduler(
+        timestep_spacing="leading", prediction_type=prediction_type, **STABLE_DIFFUSION
+    )
+
+
+def zero_snr_euler_scheduler() -> EulerDiscreteScheduler:
+    """Models retrained to predict v at zero terminal SNR, as far as Euler's steps can have it."""
+    return EulerDiscreteScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        **STABLE_DIFFUSION,
+    )
+
+
+def ddpm_v_scheduler() -> DDPMScheduler:
+    """DDPM's schedule with v in the place of eps."""
+    return DDPMScheduler(prediction_type="v_prediction", **PIXEL_BETAS)
 
 
 def pixart_scheduler() -> DPMSolverMultistepScheduler:
