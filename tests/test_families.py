@@ -19,18 +19,22 @@ import torch
 from commands import check_exports_here
 from conftest import Reached
 from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
     DDIMScheduler,
     DiffusionPipeline,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     ModelMixin,
 )
+from tiny import tiny_unet
 from tiny_pipelines import CALLS, PIPELINES, image, some_slow, video
 from tiny_pipelines import schedulers as published
 from torch import Tensor
 from torch.nn import Parameter
 
 from stepdistill import families
-from stepdistill.backbones import schedulers
+from stepdistill.backbones import pixel, schedulers
 from stepdistill.backbones.latent import LatentFamily
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers import Denoiser
@@ -41,10 +45,10 @@ from stepdistill.lora_files import KOHYA
 from stepdistill.methods.base import Batch
 from stepdistill.methods.dmd2 import DMD2, DMD2Config
 from stepdistill.model_cards import loading_code
-from stepdistill.plans import StepPlan, ode_move
+from stepdistill.plans import StepPlan, ode_move, teacher_times
 from stepdistill.roles import FULL, LoRAOptions, full, trainable_role
 from stepdistill.sampling import NoiseStreams
-from stepdistill.schedules import VPSchedule
+from stepdistill.schedules import EDMSchedule, VPSchedule
 from stepdistill.selfcheck import check
 from stepdistill.solvers import ddim_step, sample
 from stepdistill.teachers import LoadOptions, Teacher
@@ -68,13 +72,19 @@ TWINS: dict[str, tuple[str, Callable[[], DiffusionPipeline]]] = {
 }
 NAMES = [*(name for name in PIPELINES if name != "ltx"), *VARIANTS]
 UNGUIDED = ("ddpm", "ddpm-v", "flux-schnell")
-and_twins = pytest.mark.parametrize("teacher", some_slow([*NAMES, *TWINS]), indirect=True)
+sampled = pytest.mark.parametrize("teacher", some_slow([*NAMES, *TWINS]), indirect=True)
 
 
-@pytest.fixture(scope="module", params=some_slow(NAMES))
+@pytest.fixture(scope="module", params=some_slow([*NAMES, "edm"]))
 def teacher(request: pytest.FixtureRequest) -> Teacher:
     """The tiny model of a family."""
-    return load(request.param)
+    return edm() if request.param == "edm" else load(request.param)
+
+
+def edm() -> Teacher:
+    """The pixel family, whose students test_export proves."""
+    scheduler = CMStochasticIterativeScheduler(sigma_data=0.75, clip_denoised=False)
+    return pixel.teacher("edm", ConsistencyModelPipeline(tiny_unet(), scheduler), null_class=10)
 
 
 def load(name: str) -> Teacher:
@@ -114,7 +124,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.std())
 
 
-@and_twins
+@sampled
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_our_solver_equals_the_stock_pipeline(
     teacher: Teacher, guidance_scale: float, reached: Reached
@@ -146,7 +156,7 @@ def test_our_solver_equals_the_stock_pipeline(
     assert worst < 1e-4
 
 
-@and_twins
+@sampled
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_the_teachers_own_scheduler(
     teacher: Teacher, guidance_scale: float, reached: Reached
@@ -168,6 +178,28 @@ def test_the_teachers_own_scheduler(
     assert worst < 1e-4
 
 
+def test_an_edm_teacher_equals_edm_euler(reached: Reached) -> None:
+    """Its stock pipeline samples students alone. By EDM's ODE diffusers' EDMEulerScheduler samples
+    its network, in 4 steps: it gives ln(sigma)/4, and the network is fed 1000 times that."""
+    teacher = edm()
+    config = teacher.pipeline.scheduler.config
+    names = ("sigma_min", "sigma_max", "sigma_data", "rho")
+    scheduler = EDMEulerScheduler(**{name: config[name] for name in names})
+    scheduler.set_timesteps(4)
+    cond = teacher.encode(teacher.examples(2))
+    z = config.sigma_max * NoiseStreams(SEEDS).normal(teacher.sample_shape)
+    x0 = sample(teacher.denoiser, teacher.denoiser.schedule, z, teacher_times(4), cond, ddim_step)
+    x_t = z
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(x_t, timestep)
+            output = teacher.pipeline.unet(scaled, 1000 * timestep, cond["class_labels"]).sample
+            x_t = scheduler.step(output, timestep, x_t, return_dict=False)[0]
+    worst = relative(x0, x_t)
+    reached(teacher.family.card.name, "teacher", worst)
+    assert worst < 1e-4
+
+
 def plans(teacher: Teacher) -> dict[str, StepPlan]:
     """One step, four, and where the schedule has training steps one from step 399."""
     found = {"1": StepPlan.uniform(1), "4": StepPlan.uniform(4)}
@@ -185,7 +217,7 @@ def times_of(plan: StepPlan) -> Tensor:
     return torch.tensor(plan.times, dtype=torch.float64)
 
 
-@and_twins
+@sampled
 def test_the_exported_student_gives_the_trainers_x0(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Reached
 ) -> None:
@@ -266,6 +298,7 @@ WITHOUT_LORA = (
     "pixart-sigma",
     "dit",
     "ddpm",
+    "edm",
 )  # their stock pipelines load none
 
 
@@ -330,11 +363,17 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
+def noisy(teacher: Teacher, t: Tensor) -> Tensor:
+    """Two fixed samples, noised to the times ``t``."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 2, *teacher.sample_shape, generator=generator)
+    return teacher.denoiser.schedule.add_noise(x0, t, eps)
+
+
 def x0_and_gradient(denoiser: Denoiser, teacher: Teacher) -> tuple[Tensor, Tensor]:
     """x0_hat of fixed noisy samples, and the gradient of its mean square in all weights."""
-    x_t = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     cond, t = teacher.encode(teacher.examples(2)), torch.tensor([0.9, 0.3])
-    x0_hat = denoiser(x_t, t, cond).x0_hat
+    x0_hat = denoiser(noisy(teacher, t), t, cond).x0_hat
     learning = [p for p in denoiser.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(x0_hat.square().mean(), learning, allow_unused=True)
     return x0_hat.detach(), torch.cat([g.float().flatten() for g in gradients if g is not None])
@@ -382,11 +421,13 @@ def test_half_precision_is_near(teacher: Teacher, reached: Reached) -> None:
     """
     half = copy.deepcopy(teacher.denoiser)
     half.backbone.network.to(torch.bfloat16)
-    x_t = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     cond = teacher.encode(teacher.examples(2))
     if "guidance" in cond:
         cond = cond.replace(Conditioning({"guidance": torch.full((2,), 4.0)}))
-    t = teacher.denoiser.schedule.time_of_timestep(torch.tensor([500.0, 250.0]))
+    schedule = teacher.denoiser.schedule
+    native = [2.0, 0.5] if isinstance(schedule, EDMSchedule) else [500.0, 250.0]
+    t = schedule.time_of_timestep(torch.tensor(native))
+    x_t = noisy(teacher, t)
     expected, found = teacher.denoiser(x_t, t, cond).x0_hat, half(x_t, t, cond).x0_hat
     assert found.dtype == torch.float32
     reached(teacher.family.card.name, "bf16", rms(found, expected))
@@ -399,8 +440,8 @@ def test_attention_backends_agree(teacher: Teacher) -> None:
     for module in other.modules():
         if isinstance(module, ModelMixin):
             module.set_attention_backend("_native_math")
-    x_t = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     cond, t = teacher.encode(teacher.examples(2)), torch.tensor([0.9, 0.3])
+    x_t = noisy(teacher, t)
     expected, found = teacher.denoiser(x_t, t, cond).x0_hat, other(x_t, t, cond).x0_hat
     assert rms(found, expected) < 1e-5
 
@@ -413,8 +454,8 @@ def test_channels_last_agrees(teacher: Teacher) -> None:
     for module in other.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)
-    x_t = torch.randn(2, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     cond, t = teacher.encode(teacher.examples(2)), torch.tensor([0.9, 0.3])
+    x_t = noisy(teacher, t)
     expected = teacher.denoiser(x_t, t, cond).x0_hat
     found = other(x_t, t, cond).x0_hat
     assert rms(found, expected) < 1e-5
