@@ -125,7 +125,9 @@ class Parser(ArgumentParser):
 
     def _split(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         """(the files of --config, the other arguments). UserError for an unknown option."""
-        files, rest, left = [], [], iter(arguments)
+        files: list[str] = []
+        rest: list[str] = []
+        left = iter(arguments)
         for argument in left:
             name, equals, value = argument.partition("=")
             if name == "--config":
@@ -135,6 +137,9 @@ class Parser(ArgumentParser):
                 files.append(file)
                 continue
             bare = name.lstrip("-")
+            if _is_number(argument) and rest and _is_bare_option(rest[-1]):
+                rest[-1] += f"={argument}"  # argparse takes -1e-5 for an option
+                continue
             if bare != name and argument not in ("-h", "--help") and not _is_number(argument):
                 self._check(bare, "", name.removesuffix(bare))
             rest.append(argument)
@@ -213,6 +218,10 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_bare_option(argument: str) -> bool:
+    return argument.startswith("--") and "=" not in argument
 
 
 def underscored(arguments: Sequence[str], switches: Collection[str] = ()) -> list[str]:

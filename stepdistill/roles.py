@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -165,6 +166,8 @@ class LoRAOptions:
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise UserError(f"rank must be at least 0 (0 trains all weights), got {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"alpha must be above 0 (the update's scale), got {self.alpha}")
 
 
 FULL = LoRAOptions()

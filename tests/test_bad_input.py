@@ -565,3 +565,46 @@ def test_an_export_that_differs_from_the_trainer_fails(
     says = ["other samples than the trainer", "at 1 steps", "tolerance"]
     refused("export", trained, "--output", output, says=says, code=1)
     assert not list(tmp_path.iterdir())
+
+
+# ---- values of methods and adapters
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            ["--method.t_min=0.9", "--method.t_max=0.1"],
+            ["t_min=0.9, t_max=0.1: 0 <= t_min < t_max"],
+        ),
+        (["--method.t_max=5"], ["t_max=5.0", "t_max <= 1 is needed"]),
+        (["--method.t_min=-0.1"], ["t_min=-0.1"]),
+        (["--method.critic_log_normal=[0,-1]"], ["critic_log_normal=0.0, -1.0", "std above 0"]),
+        (["--method.matching_log_normal=[.nan,1]"], ["matching_log_normal=nan, 1.0"]),
+        (["--method.gan_weight=-1"], ["gan_weight must be at least 0, got -1.0"]),
+        (["--method.gan_critic_weight=-1"], ["gan_critic_weight must be at least 0"]),
+        (["--method.r1_weight=.inf"], ["r1_weight must be at least 0, got inf"]),
+        (["--method.r1_std=0"], ["r1_std must be above 0, got 0.0"]),
+        (["--method.guidance_scale=-2"], ["guidance_scale must be at least 0, got -2.0"]),
+        (["--method.guidance_interval=[0.7,0.2]"], ["guidance_interval=0.7, 0.2"]),
+        (["--method.gan_t_max=1.5"], ["gan_t_max=1.5"]),
+        (["--lora.rank=4", "--lora.alpha=0"], ["alpha must be above 0", "got 0.0"]),
+        (["--lora.rank=4", "--lora.alpha", "-1e-5"], ["alpha must be above 0", "got -1e-05"]),
+    ],
+    ids=str,
+)
+def test_values_that_no_training_can_mean(
+    given: list[str], says: list[str], refused: Refusal
+) -> None:
+    """Refused with the options, before the teacher is looked for."""
+    refused(*TRAIN, *given, says=says)
+
+
+def test_a_negative_number_with_an_exponent_is_a_value(
+    teacher: Path, tmp_path: Path, refused: Refusal
+) -> None:
+    """As after "=": what is wrong with it is its sign."""
+    given = ["train", "dmd2", "--data=digits", *short(teacher, tmp_path / "run")]
+    says = ["the learning rate of the generator must be above 0, got -1e-05"]
+    refused(*given, "--method.generator_lr", "-1e-5", says=says)
+    refused(*given, "--method.generator_lr=-1e-5", says=says)

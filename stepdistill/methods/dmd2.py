@@ -18,6 +18,7 @@ learns in every update, at the memory of all steps' activations.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,7 +44,7 @@ from .base import Batch, Loss, MethodCard
 
 @dataclass(frozen=True)
 class DMD2Config:
-    """The paper's ImageNet-64 values, Table 6 there."""
+    """The paper's ImageNet-64 values, Table 6 there. UserError for those that cannot be meant."""
 
     generator_lr: float = 2e-6  # learning rate, constant
     critic_lr: float = 2e-6  # learning rate of the critic and its head
@@ -62,13 +63,34 @@ class DMD2Config:
     r1_weight: float = 0.0  # of approximate R1 (APT, Eq. 4), inside the discriminator's loss
     r1_std: float = 0.1  # noise added to real samples there, in units of x0
 
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "gan_weight", "gan_critic_weight", "r1_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 < self.r1_std < math.inf:
+            raise UserError(f"r1_std must be above 0, got {self.r1_std}")
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise UserError(
+                f"t_min={self.t_min}, t_max={self.t_max}: 0 <= t_min < t_max <= 1 is needed"
+            )
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"guidance_interval={low}, {high}: 0 <= low < high <= 1 is needed")
+        t_max, own = self.gan_t_max, self.gan_own_noise
+        if t_max is not None and not (own and 0 < t_max <= 1):
+            raise UserError(f"gan_t_max={t_max}: it lies in (0, 1] and needs gan_own_noise")
+        for name in ("matching_log_normal", "critic_log_normal"):
+            mean, std = getattr(self, name) or (0.0, 1.0)
+            if not (math.isfinite(mean) and 0 < std < math.inf):
+                raise UserError(f"{name}={mean}, {std}: a mean, and a std above 0, are needed")
+
 
 class DMD2:
     """Two losses over generator, critic and (with a GAN) head.
 
     ``teacher`` is the frozen Denoiser of samples of ``sample_shape``. Guidance other than 1 needs
     ``guided``, the teacher under it, and gan_weight > 0 a ``discriminator``; UserError where one is
-    missing, and for a gan_t_max outside (0, 1] or without gan_own_noise.
+    missing.
     """
 
     Config = DMD2Config
@@ -95,9 +117,6 @@ class DMD2:
     ) -> None:
         if config.gan_weight > 0 and discriminator is None:
             raise UserError("gan_weight > 0 needs a discriminator: pass one or set gan_weight=0")
-        t_max, own = config.gan_t_max, config.gan_own_noise
-        if t_max is not None and not (own and 0 < t_max <= 1):
-            raise UserError(f"gan_t_max={t_max}: it lies in (0, 1] and needs gan_own_noise")
         self.generator, self.critic, self.config = generator, critic, config
         self.plan = replace(plan, whole=config.through_all_steps)
         self.schedule, self.sample_shape = teacher.schedule, sample_shape
@@ -105,8 +124,6 @@ class DMD2:
             raise UserError(f"guidance_scale={config.guidance_scale} needs a guided teacher")
         self.real: Denoises = guided or teacher
         low, high = config.guidance_interval
-        if not 0 <= low < high <= 1:
-            raise UserError(f"guidance_interval={low}, {high}: 0 <= low < high <= 1 is needed")
         if (low, high) != (0, 1):
             self.real = GuidedWithin(self.real, teacher, (low, high))
         self.matching_times: TimeLaw = UniformTimes(config.t_min, config.t_max)
