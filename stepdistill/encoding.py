@@ -38,18 +38,24 @@ class FirstFrames:
         return ((caption, image) for image, caption in self.images)
 
 
-def read_told(teacher: Teacher, source: str, limit: int | None = None) -> tuple[Iterable[Any], int]:
+def read_told(
+    teacher: Teacher,
+    source: str,
+    column: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> tuple[Iterable[Any], int]:
     """(what ``source`` tells the teacher, how many): prompts, or captioned first frames.
 
-    UserError for a teacher that is told by classes.
+    ``column``, ``split`` and ``limit`` are those of :func:`read_prompts`. UserError for a teacher
+    that is told by classes.
     """
     if not teacher.is_told_by_text:
         raise UserError(f"{teacher.name} is told by classes, not by prompts: leave --prompts out")
     if teacher.family.card.task.startswith("image"):
-        frames = FirstFrames(load_captioned_images(source))
-        count = len(frames.images)
-        return frames, count if limit is None else min(count, limit)
-    prompts = read_prompts(source, limit=limit)
+        images = load_captioned_images(source, column, split=split, limit=limit)
+        return FirstFrames(images), len(images)
+    prompts = read_prompts(source, column, split, limit)
     return prompts, prompts.count().prompts
 
 

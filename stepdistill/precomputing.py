@@ -44,7 +44,10 @@ class PrecomputeOptions:
             takes more of them at any time
         buckets: keep the images' aspect ratios, at about the teacher's number of pixels
         bucket_step: pixels that the sides of buckets are multiples of (SDXL's 64)
-        limit: the first prompts alone; default: all
+        column: of the prompts or captions; default: the first of prompt, caption, text
+        split: of a data set that has several; default: train
+        limit: the first prompts or captioned images alone, and of a data set's name no more are
+            downloaded; default: all
         sampler_steps: of the teacher, for pairs; default: its family's own
         guidance_scale: of the teacher, for pairs; 1 is off
         seed: of the first pair's noise; pair i has seed + i
@@ -61,6 +64,8 @@ class PrecomputeOptions:
     pairs: int = 0
     buckets: bool = False
     bucket_step: int = 64
+    column: str | None = None
+    split: str | None = None
     limit: int | None = None
     sampler_steps: int | None = None
     guidance_scale: float = 1.0
@@ -83,12 +88,21 @@ class PrecomputeOptions:
             raise UserError("--data brings its own captions or classes: give it alone")
         if self.buckets and not self.data:
             raise UserError("buckets are of images: give --data, or leave --buckets out")
-        if self.limit is not None and not self.prompts:
-            raise UserError("limit counts prompts: give --prompts, or leave --limit out")
+        if self.picked and not (self.prompts or self.data):
+            raise UserError(
+                f"{', '.join(self.picked)} is of prompts or captions: give --prompts or --data, or "
+                "leave it out"
+            )
         if not self.pairs and (self.sampler_steps is not None or self.guidance_scale != 1):
             raise UserError("sampler_steps and guidance_scale are of pairs: give --pairs")
         if not (self.data or self.prompts or self.pairs):
             raise UserError("there is nothing to precompute: give --prompts, --data or --pairs")
+
+    @property
+    def picked(self) -> dict[str, Any]:
+        """What was asked for of the source's texts, as ``read_prompts`` takes it."""
+        asked = {"column": self.column, "split": self.split, "limit": self.limit}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,9 @@ def _task(options: PrecomputeOptions, teacher: Teacher) -> Task:
     if options.pairs:
         return _pairs(options, teacher)
     if options.prompts:
-        told, count = read_told(teacher, options.prompts, options.limit)
+        told, count = read_told(teacher, options.prompts, **options.picked)
         made_from = {"kind": "prompts", "source": options.prompts, "limit": options.limit}
+        made_from.update(options.picked)
         return Task(made_from, [count], encode_prompts(teacher, told))
     if teacher.is_told_by_text:
         return _captioned(options, teacher)
@@ -142,8 +157,9 @@ def _pairs(options: PrecomputeOptions, teacher: Teacher) -> Task:
     told: Any = range(teacher.num_classes or 1)
     count = len(told)
     if options.prompts:
-        told, count = read_told(teacher, options.prompts, options.limit)
+        told, count = read_told(teacher, options.prompts, **options.picked)
     made_from = {
+        **{name: value for name, value in options.picked.items() if name != "limit"},
         "kind": "pairs",
         "source": options.prompts,
         "told": count,
@@ -158,13 +174,14 @@ def _pairs(options: PrecomputeOptions, teacher: Teacher) -> Task:
 def _captioned(options: PrecomputeOptions, teacher: Teacher) -> Task:
     if not teacher.family.card.task.endswith("to-image"):
         raise UserError(f"{options.teacher} makes videos, and --data brings images: give --prompts")
-    images = load_captioned_images(options.data)
+    images = load_captioned_images(options.data, **options.picked)
     order = _order(options, teacher, images)
     made_from = {
         "kind": "images",
         "source": options.data,
         "buckets": options.buckets and options.bucket_step,
         "skip_corrupt": options.skip_corrupt,
+        **options.picked,
     }
     encode = encode_captioned(teacher, images, order, options.skip_corrupt)
     return Task(made_from, order.ends, encode)
@@ -191,6 +208,11 @@ def _order(options: PrecomputeOptions, teacher: Teacher, images: CaptionedImages
 def _by_class(options: PrecomputeOptions, teacher: Teacher) -> Task:
     if options.buckets:
         raise UserError(f"{options.teacher} takes images of one size: leave --buckets out")
+    if options.picked:
+        raise UserError(
+            f"{', '.join(options.picked)} is of prompts or captions, and {options.teacher} is told "
+            "by classes: leave it out"
+        )
     shape = teacher.family.pixel_shape(teacher)
     images = load_image_folder(Path(options.data), shape, options.skip_corrupt)
     images = images.for_model(teacher.num_classes)

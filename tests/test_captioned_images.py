@@ -311,3 +311,91 @@ def test_columns_by_name(tmp_path: Path) -> None:
         load_captioned_images(source, column="text")
     with pytest.raises(UserError, match=r"row 2 of .*: label must be text, and is a int"):
         load_captioned_images(source, column="label")[1]
+
+
+def named(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a data set of three images in two splits; the test split's second file is torn,
+    and so nothing may read it."""
+    kind = {"TEXT": datasets.Value("string"), "image": datasets.Image()}
+    rows = {"TEXT": CAPTIONS, "image": [{"bytes": encoded(i), "path": None} for i in range(3)]}
+    folder = place / "named"
+    folder.mkdir()
+    for split, first in (("train", 0), ("test", 1)):
+        part = {name: values[first:] for name, values in rows.items()}
+        file = folder / f"{split}-00000.parquet"
+        datasets.Dataset.from_dict(part, datasets.Features(kind)).to_parquet(file)
+    (folder / "test-00001.parquet").write_bytes(b"torn")
+    load = datasets.load_dataset
+
+    def by_name(name: str, config: str | None, **given: object) -> object:
+        assert name == "someone/pictures"
+        return load(str(folder), config, **given)
+
+    monkeypatch.setattr("datasets.load_dataset", by_name)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
+    return "someone/pictures"
+
+
+def test_a_column_a_split_and_the_first_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit no file behind the first images is read; without it all are."""
+    source = named(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"columns TEXT, image, and none of .* by --column"):
+        load_captioned_images(source, limit=3)
+    assert len(load_captioned_images(source, "TEXT", limit=9)) == 3
+    images = load_captioned_images(source, "TEXT", split="test", limit=2)
+    assert [caption for _, caption in images] == CAPTIONS[1:]
+    assert np.array_equal(np.asarray(images[1].image), pixels(2))
+    assert images.sizes() == SIZES[1:]
+    assert len(load_captioned_images(source, "TEXT", split="test", limit=1)) == 1
+    with pytest.raises(UserError, match="could not load its split test"):
+        load_captioned_images(source, "TEXT", split="test")
+    with pytest.raises(UserError, match="the first 3 rows of someone/pictures could not be read"):
+        load_captioned_images(source, "TEXT", split="test", limit=3)
+
+
+def test_images_that_a_stream_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bytes are fetched with the rows."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    folder_with_json_lines(folder)
+    (folder / "unlisted.png").unlink()
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda _, config, **given: load(str(folder), config, **given)
+    )
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    images = load_captioned_images("someone/pictures", limit=2)
+    assert len(images) == 2
+    for image, caption in images:
+        assert np.array_equal(np.asarray(image), pixels(CAPTIONS.index(caption)))
+
+
+@pytest.mark.parametrize("write", SOURCES)
+def test_the_first_images_of_every_source(write: Callable[[Path], str], tmp_path: Path) -> None:
+    """As many as the limit, or all there are; no fewer than one."""
+    source = write(tmp_path)
+    images = load_captioned_images(source, limit=2)
+    assert [caption for _, caption in images] == CAPTIONS[:2]
+    assert images.sizes() == SIZES[:2]
+    assert len(load_captioned_images(source, limit=9)) == 3
+    with pytest.raises(UserError, match="limit must be at least 1, got 0"):
+        load_captioned_images(source, limit=0)
+
+
+@pytest.mark.parametrize("write", [folder_with_texts, tar_folder, saved])
+def test_a_split_of_images_that_have_none(write: Callable[[Path], str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no splits, and so no test: leave --split out"):
+        load_captioned_images(write(tmp_path), split="test")
+
+
+def test_a_column_of_shards_is_of_their_json(tmp_path: Path) -> None:
+    """Where a sample has both, as img2dataset writes them; alone the .txt has no columns."""
+    both = {"k.png": encoded(0), "k.txt": b"short", "k.json": b'{"long": "told at length"}'}
+    source = str(write_tar(tmp_path / "x.tar", both))
+    assert load_captioned_images(source)[0].caption == "short"
+    assert load_captioned_images(source, column="long")[0].caption == "told at length"
+    bare = str(write_tar(tmp_path / "y.tar", {"k.png": encoded(0), "k.txt": b"short"}))
+    with pytest.raises(UserError, match=r"has no caption \(json\)"):
+        load_captioned_images(bare, column="long")

@@ -468,7 +468,7 @@ def test_a_folder_that_is_not_complete(
         ([], "nothing to precompute: give --prompts, --data or --pairs"),
         (["--data=d", "--prompts=p"], "--data brings its own captions"),
         (["--prompts=p", "--buckets=true"], "buckets are of images"),
-        (["--data=d", "--limit=3"], "limit counts prompts"),
+        (["--pairs=2", "--limit=3"], "limit is of prompts or captions"),
         (["--prompts=p", "--guidance_scale=3"], "are of pairs: give --pairs"),
         (["--pairs=-1"], "pairs must be at least 0, got -1"),
         (["--prompts=p", "--batch_size=0"], "batch_size must be at least 1"),
@@ -634,3 +634,69 @@ def test_encoding_loads_no_network(saved: Folder) -> None:
         assert same(teacher.encode(teacher.examples(2)), whole.encode(whole.examples(2)))
         assert teacher.sample_shape == whole.sample_shape
         assert teacher.num_classes == whole.num_classes
+
+
+# ---- columns, splits and the first of a source
+
+
+def told_twice(folder: Path) -> Path:
+    """Prompts under two names that are not looked for, and images that the same file captions."""
+    pictures(folder, 3)
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    rows = [f"{i}.png,{PROMPTS[i]}".replace(", ", " ") + f",number {i}" for i in range(3)]
+    file = folder / "metadata.csv"
+    file.write_text("\n".join(["file_name,TEXT,other", *rows]))
+    return file
+
+
+def test_a_column_and_the_first_by_option(
+    saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of prompts and of images alike; a folder goes on with the same ones alone."""
+    file, teacher = told_twice(tmp_path / "images"), saved("sd15")
+    of_prompts = ["precompute", teacher, "--prompts", file, "--output", tmp_path / "p"]
+    assert run(*of_prompts) == 2
+    assert "and none of prompt, caption, text: name one by --column" in capsys.readouterr().err
+    assert run(*of_prompts, "--column=other") == 0
+    assert load_shards(tmp_path / "p").texts([0, 1, 2]) == ["number 0", "number 1", "number 2"]
+    assert run(*of_prompts, "--column=TEXT") == 2
+    assert "column: 'other' there, 'TEXT' now" in capsys.readouterr().err
+    of_images = ["precompute", teacher, "--data", file.parent, "--output", tmp_path / "i"]
+    assert run(*of_images, "--column=other", "--limit=2") == 0
+    assert load_shards(tmp_path / "i").texts([0, 1]) == ["number 0", "number 1"]
+    assert len(load_shards(tmp_path / "i")) == 2
+    assert run(*of_images, "--column=other", "--split=test") == 2
+    assert "has no splits, and so no test" in capsys.readouterr().err
+
+
+def test_pairs_of_another_column_are_others(
+    saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = told_twice(tmp_path / "images")
+    given = ["precompute", saved("sd15"), "--prompts", file, "--output", tmp_path / "out"]
+    assert run(*given, "--pairs=2", "--column=other") == 0
+    assert load_shards(tmp_path / "out").texts([0, 1]) == ["number 0", "number 1"]
+    assert run(*given, "--pairs=3", "--column=TEXT") == 2
+    assert "column: 'other' there, 'TEXT' now" in capsys.readouterr().err
+
+
+def test_a_training_on_a_column_of_its_prompts(
+    saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The named one, and no other after it; without prompts it would be passed over."""
+    file, teacher = told_twice(tmp_path / "images"), saved("sd15")
+    given = [teacher, tmp_path / "run", *NO_GAN, "--max_steps=1"]
+    assert train(*given, "--prompts", file, "--column=other") == 0
+    assert train(*given, "--prompts", file, "--column=TEXT", "--max_steps=2") == 2
+    assert "column: 'other' there, 'TEXT' now" in capsys.readouterr().err
+    assert train(*given, "--data=d", "--column=TEXT") == 2
+    assert "column is of prompts: give --prompts, or leave --column out" in capsys.readouterr().err
+
+
+def test_classes_have_no_column(
+    saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["precompute", saved("dit"), "--output", tmp_path / "out", "--data", tmp_path]
+    assert run(*given, "--column=TEXT", "--limit=2") == 2
+    assert "column, limit is of prompts or captions" in capsys.readouterr().err

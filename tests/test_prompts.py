@@ -181,3 +181,15 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             UserError, match=rf'library {library}: pip install "stepdistill\[data\]"'
         ):
             read_prompts(source)
+
+
+def test_a_split_is_asked_for_by_name(tmp_path: Path) -> None:
+    """Of what has several; where there is none it is not passed over."""
+    source = tmp_path / "splits"
+    rows = {name: datasets.Dataset.from_dict({"prompt": [name]}) for name in ("train", "test")}
+    datasets.DatasetDict(rows).save_to_disk(source)
+    assert list(read_prompts(str(source))) == ["train"]
+    assert list(read_prompts(str(source), split="test")) == ["test"]
+    for write in (text_file, parquet, saved):
+        with pytest.raises(UserError, match="has no splits, and so no test: leave --split out"):
+            read_prompts(write(tmp_path), split="test")

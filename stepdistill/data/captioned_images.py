@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .caption_folder import load_caption_folder
-from .hub import is_saved
+from .hub import check_no_split, is_saved
 from .hub_images import load_hub_images
 from .images import CorruptImageError, decoded, readable
 from .tar_shards import load_tar_shards, tar_files
@@ -54,16 +54,18 @@ class CaptionSource(Protocol):
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """The decoded images of ``source``, in its fixed order. CorruptImageError names a damaged one.
+    """The decoded images of ``source``, in its fixed order, or the first ``limit`` of them.
 
-    Nothing is decoded before it is asked for: of millions of images that would take a day.
+    CorruptImageError names a damaged one. Nothing is decoded before it is asked for: of millions of
+    images that would take a day.
     """
 
     place: str
     source: CaptionSource
+    limit: int | None = None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(range(len(self.source))[: self.limit])
 
     def __getitem__(self, index: int) -> CaptionedImage:
         return CaptionedImage(self._image(index), self.source.caption(index))
@@ -107,7 +109,8 @@ def load_captioned_images(
     source: str,
     column: str | None = None,
     image_column: str | None = None,
-    split: str = "train",
+    split: str | None = None,
+    limit: int | None = None,
 ) -> CaptionedImages:
     """Find the captioned images of ``source``, and check that each image has a caption:
 
@@ -116,18 +119,23 @@ def load_captioned_images(
       webp + txt or json;
     - NAME or NAME:CONFIG of ``datasets``, or a folder it has saved.
 
-    ``column`` is the caption's, by default the first of prompt, caption, text. UserError if there
-    is no such source, or an image without a caption.
+    ``column`` is the caption's, by default the first of prompt, caption, text. With ``limit`` there
+    are no more images than that, and of a NAME no more are downloaded. UserError if there is no
+    such source, split or column, or an image without a caption.
     """
     folder = Path(source)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, got {limit}")
     if tars := tar_files(source):
+        check_no_split(source, split)
         found: CaptionSource = load_tar_shards(tars, column)
     elif folder.is_dir() and not is_saved(folder):
+        check_no_split(source, split)
         found = load_caption_folder(folder, column)
     elif folder.is_file():
         raise UserError(f"{source} is a file: give a folder of images, a .tar or a datasets name")
     else:
-        found = load_hub_images(source, split, image_column, column)
+        found = load_hub_images(source, split, image_column, column, limit)
     if not len(found):
         raise UserError(f"{source} holds no images")
-    return CaptionedImages(source, found)
+    return CaptionedImages(source, found, limit)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UserError, first_line
 
+DEFAULT_SPLIT = "train"
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
 
 
@@ -27,8 +28,14 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVED)
 
 
-def load_rows(source: str, split: str, streaming: bool = False) -> Any:
-    """A ``datasets.Dataset``: ``source`` is NAME, NAME:CONFIG, or a folder.
+def check_no_split(source: object, split: str | None) -> None:
+    """UserError for a split asked of what has none."""
+    if split is not None:
+        raise UserError(f"{source} has no splits, and so no {split}: leave --split out")
+
+
+def load_rows(source: str, split: str | None = None, streaming: bool = False) -> Any:
+    """A ``datasets.Dataset``: ``source`` is NAME, NAME:CONFIG, or a folder; by default split train.
 
     With ``streaming`` a name gives an IterableDataset, which downloads what is read of it.
     UserError for a name or a split that is not there.
@@ -39,10 +46,13 @@ def load_rows(source: str, split: str, streaming: bool = False) -> Any:
         if folder.is_dir() and is_saved(folder):
             found = datasets.load_from_disk(source)
             if not isinstance(found, datasets.DatasetDict):
+                check_no_split(source, split)
                 return found.with_format(None)
+            split = split or DEFAULT_SPLIT
             if split not in found:
                 raise UserError(f"{source} has no split {split}: it has {', '.join(found)}")
             return found[split].with_format(None)
+        split = split or DEFAULT_SPLIT
         name, _, config = (source, "", "") if folder.exists() else source.partition(":")
         return datasets.load_dataset(name, config or None, split=split, streaming=streaming)
     except UserError:

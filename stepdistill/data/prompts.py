@@ -52,13 +52,17 @@ class Prompts:
 
 
 def read_prompts(
-    source: str, column: str | None = None, split: str = "train", limit: int | None = None
+    source: str,
+    column: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
 ) -> Prompts:
     """The prompts in a .txt (one a line), .jsonl, .csv or .parquet file, or of ``datasets``.
 
     For ``datasets`` ``source`` is NAME, NAME:CONFIG or a folder, and ``limit`` streams a name
-    instead of downloading all of it. ``column`` is by default the first of prompt, caption, text.
-    UserError if there is no such source, split or column, or not one prompt in it.
+    instead of downloading all of it. ``column`` is by default the first of prompt, caption, text,
+    and ``split`` train. UserError if there is no such source, split or column, or not one prompt in
+    it.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
-from .hub import load_rows, optional
+from .hub import check_no_split, load_rows, optional
 
 TEXT_COLUMNS = ("prompt", "caption", "text")  # the first of these, where no column is named
 
@@ -37,7 +37,7 @@ def choose_column(
         raise UserError(f"{there}, and no {asked}: name one of them")
     found = [asked] if asked else [name for name in defaults if name in columns]
     if not found:
-        raise UserError(f"{there}, and none of {', '.join(defaults)}: name one of them")
+        raise UserError(f"{there}, and none of {', '.join(defaults)}: name one by --column")
     return found[0]
 
 
@@ -48,10 +48,10 @@ def text_of(value: object, column: str, where: str) -> str:
     return (value or "").strip()
 
 
-def open_table(source: str, split: str = "train", streaming: bool = False) -> Table:
+def open_table(source: str, split: str | None = None, streaming: bool = False) -> Table:
     """The table in a file, by its suffix, or of a ``datasets`` name or folder.
 
-    UserError for a file that is missing, of another kind, or without columns.
+    UserError for a file that is missing, of another kind, or without columns or splits.
     """
     path, suffix = Path(source), Path(source).suffix.lower()
     if suffix not in READERS:
@@ -60,6 +60,7 @@ def open_table(source: str, split: str = "train", streaming: bool = False) -> Ta
         return _dataset(source, split, streaming)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    check_no_split(path, split)
     return READERS[suffix](path)
 
 
@@ -168,7 +169,7 @@ def _parquet(path: Path) -> Table:
         return Table(str(path), tuple(file.schema_arrow.names), "row", read)
 
 
-def _dataset(source: str, split: str, streaming: bool) -> Table:
+def _dataset(source: str, split: str | None, streaming: bool) -> Table:
     """The rows of a ``datasets`` name or folder."""
     rows = load_rows(source, split, streaming)
     columns = rows.column_names or tuple(next(iter(rows), {}))

@@ -86,11 +86,12 @@ def tar_files(source: str) -> list[Path]:
 
 def load_tar_shards(tars: Sequence[Path], column: str | None) -> TarShards:
     """Index every tar file; UserError for one that is missing, damaged or compressed, or for a
-    sample that lacks its image or its caption."""
-    return TarShards([entry for tar in tars for entry in _entries(tar)], column)
+    sample that lacks its image or its caption. A ``column`` is of .json captions alone."""
+    captions = CAPTIONS if column is None else CAPTIONS[1:]
+    return TarShards([entry for tar in tars for entry in _entries(tar, captions)], column)
 
 
-def _entries(tar: Path) -> list[Entry]:
+def _entries(tar: Path, captions: Sequence[str]) -> list[Entry]:
     samples: dict[str, dict[str, Span]] = {}
     try:
         with tarfile.open(tar, "r:") as file:  # "r:" is without compression
@@ -109,12 +110,12 @@ def _entries(tar: Path) -> list[Entry]:
         raise UserError(
             f"{tar} is no readable tar file ({error}): fetch it again, or unpack it if compressed"
         ) from error
-    return [_entry(tar, key, parts) for key, parts in samples.items()]
+    return [_entry(tar, key, parts, captions) for key, parts in samples.items()]
 
 
-def _entry(tar: Path, key: str, parts: dict[str, Span]) -> Entry:
-    images, captions = ([p for p in kinds if p in parts] for kinds in (IMAGES, CAPTIONS))
-    for what, kinds, found in (("image", IMAGES, images), ("caption", CAPTIONS, captions)):
+def _entry(tar: Path, key: str, parts: dict[str, Span], texts: Sequence[str]) -> Entry:
+    images, captions = ([p for p in kinds if p in parts] for kinds in (IMAGES, texts))
+    for what, kinds, found in (("image", IMAGES, images), ("caption", texts, captions)):
         if not found:
             raise UserError(f"{key} in {tar} has no {what} ({', '.join(kinds)}): add or remove it")
     if len(images) > 1:

@@ -67,7 +67,7 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
 
 def encoded_prompts(options: DistilOptions, teacher: Teacher) -> Data:
     """The conditionings of all prompts, in memory."""
-    prompts = list(read_told(teacher, options.prompts)[0])
+    prompts = list(read_told(teacher, options.prompts, options.column, options.split)[0])
     bar = tqdm(range(0, len(prompts), ENCODED_AT_ONCE), "encoding prompts", disable=None)
     parts = [teacher.encode(prompts[i : i + ENCODED_AT_ONCE]).to("cpu") for i in bar]
     return TensorData(None, Conditioning.cat(parts))

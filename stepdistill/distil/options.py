@@ -28,6 +28,8 @@ class DistilOptions:
             none for a method that needs none
         prompts: of a teacher that is told by text: a .txt, .jsonl, .csv or .parquet file, or the
             name of a data set
+        column: of the prompts; default: the first of prompt, caption, text
+        split: of a data set that has several; default: train
         steps: network calls a sample of the student
         init: a student's folder, or the folder of the run that made it: the generator starts from
             its weights instead of the teacher's
@@ -50,6 +52,8 @@ class DistilOptions:
     output: str
     data: str = ""
     prompts: str = ""
+    column: str | None = None
+    split: str | None = None
     init: str = ""
     steps: int = 1
     times: tuple[float, ...] = ()
@@ -68,6 +72,9 @@ class DistilOptions:
         for name, least in (("steps", 1), ("evaluate_samples", 1), ("export_every", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("column", "split"):
+            if getattr(self, name) is not None and not self.prompts:
+                raise UserError(f"{name} is of prompts: give --prompts, or leave --{name} out")
 
 
 def read_settings(

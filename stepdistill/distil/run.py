@@ -102,6 +102,7 @@ def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Acceler
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     if loaded["config"] is None:  # as in checkpoints of before there was such an option
         loaded.pop("config")
+    picked = {"column": options.column, "split": options.split}
     return fit(
         method,
         data,
@@ -112,6 +113,7 @@ def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Acceler
             "load": loaded,
             "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
             **({"teacher_int8": True} if settings.get(MemoryOptions).teacher_int8 else {}),
+            **{name: value for name, value in picked.items() if value is not None},
             **{key: settings.resolved[key] for key in compared},
         },
         accelerator=accelerator,
