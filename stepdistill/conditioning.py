@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .draws import Draws
+from .errors import UserError
 
 
 class Conditioning(Mapping[str, Tensor]):
@@ -84,6 +88,27 @@ class Conditioning(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+@dataclass(frozen=True)
+class ConditionDropout:
+    """Shows ``null_cond``, of one sample, in place of a sample's own with ``probability``.
+
+    A model that has learnt both can be guided (Ho and Salimans 2022, arXiv:2207.12598). UserError
+    for a probability outside [0, 1].
+    """
+
+    probability: float
+    null_cond: Conditioning
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"condition_dropout must lie in [0, 1], got {self.probability}")
+
+    def __call__(self, cond: Conditioning, draws: Draws) -> Conditioning:
+        """``cond`` with some of its samples untold."""
+        keep = draws.uniform(cond.batch_size) > self.probability
+        return cond.where(keep, self.null_cond.expand(cond.batch_size))
 
 
 def padded(rows: Tensor, length: int) -> Tensor:

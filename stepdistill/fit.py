@@ -24,6 +24,7 @@ from torch.optim import AdamW, Optimizer
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .checks import all_finite, check_gradients, check_runnable, check_shared, non_finite
+from .conditioning import ConditionDropout
 from .data.loading import Cut, Data, Micro, global_batches
 from .draws import Draws, key, seed_dropout
 from .ema import EMA
@@ -60,6 +61,7 @@ def fit(
     evaluate: Callable[[], Metrics] | None = None,
     draw_samples: Callable[[int], None] | None = None,
     hooks: Sequence[Hook] = (),
+    condition_dropout: ConditionDropout | None = None,
     resume: bool = True,
 ) -> FitResult:
     """Train ``method`` on ``data`` in the folder ``run``, going on from its newest checkpoint.
@@ -67,9 +69,9 @@ def fit(
     ``evaluate`` and ``draw_samples`` are called with the averaged generator in place; the metric
     ``fid`` of ``evaluate`` decides which checkpoint is kept as the best. ``settings`` are compared
     on resume. ``hooks`` are called after each iteration, on every process, once it is saved and
-    measured where that was due. Raises UserError for settings that cannot run and NonFiniteError
-    for NaN or Inf; on SIGTERM or SIGINT it finishes the iteration, saves, and returns with
-    ``interrupted`` set.
+    measured where that was due. ``condition_dropout`` hides conditionings of the data at random.
+    Raises UserError for settings that cannot run and NonFiniteError for NaN or Inf; on SIGTERM or
+    SIGINT it finishes the iteration, saves, and returns with ``interrupted`` set.
     """
     accelerator = accelerator or Accelerator(mixed_precision="no")
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
@@ -77,7 +79,7 @@ def fit(
     metrics: Metrics = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(out_of_memory_explained(method, data, config, accelerator))
-        loop = _Loop(method, data, config, folder, settings or {}, accelerator)
+        loop = _Loop(method, data, config, folder, settings or {}, accelerator, condition_dropout)
         if main and not folder.held:
             stack.enter_context(folder)
         stop = stack.enter_context(StopSignals())
@@ -127,12 +129,14 @@ class _Loop:
         run: RunFolder,
         settings: Mapping[str, Any],
         accelerator: Accelerator,
+        condition_dropout: ConditionDropout | None,
     ) -> None:
         check_runnable(method, data, accelerator)
         rank, ranks = accelerator.process_index, accelerator.num_processes
         self.cut = Cut.of(config.batch_size, config.shards, config.accumulate, rank, ranks)
         self.method, self.data, self.config = method, data, config
         self.run, self.accelerator = run, accelerator
+        self.condition_dropout = condition_dropout
         for role in method.roles.values():
             role.prepare(accelerator)
         for role in method.roles.values():
@@ -158,8 +162,9 @@ class _Loop:
             self.run.rewind(first)
             if first:
                 print(f"resuming {self.run.path} from iteration {first}", file=sys.stderr)
+        last, workers = config.max_steps, config.workers
         self._batches = global_batches(
-            self.data, self.cut, config.seed, first, config.max_steps, config.workers
+            self.data, self.cut, config.seed, first, last, workers, self.condition_dropout
         )
         return first
 

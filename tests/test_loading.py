@@ -5,7 +5,8 @@ from itertools import chain
 import pytest
 import torch
 
-from stepdistill.data.loading import Cut, ShardedOrder
+from stepdistill.conditioning import ConditionDropout, Conditioning
+from stepdistill.data.loading import Cut, ShardedOrder, TensorData, global_batches
 from stepdistill.draws import Draws
 from stepdistill.errors import UserError
 
@@ -64,3 +65,42 @@ def test_batches_that_shards_do_not_divide():
     ]
     with pytest.raises(UserError, match="2 processes x accumulate=3 must divide the 4 shards"):
         Cut.of(12, 8, 3, 0, 2)
+
+
+def told(probability, ranks=1, accumulate=1, first=0, last=6):
+    """The labels of the iterations ``first`` + 1 to ``last``, -1 where dropout hides them."""
+    data = TensorData(None, Conditioning({"label": torch.arange(5), "size": torch.arange(5)}))
+    dropout = ConditionDropout(probability, Conditioning({"label": torch.tensor([-1])}))
+    batches = [
+        global_batches(data, Cut.of(64, 8, accumulate, rank, ranks), 3, first, last, 0, dropout)
+        for rank in range(ranks)
+    ]
+    return [
+        torch.stack([torch.cat([m.cond[name] for micro in parts for m in micro]) for name in names])
+        for parts in zip(*batches, strict=True)
+        for names in [("label", "size")]
+    ]
+
+
+def test_dropped_conditions_are_as_many_as_asked_for():
+    """None, all, or about the part; what the null conditioning does not have stays."""
+    for probability, share in ((0.0, 0.0), (1.0, 1.0), (0.3, 0.3)):
+        label, size = torch.cat(told(probability, last=30), dim=1)
+        hidden = label < 0
+        assert hidden.double().mean().item() == pytest.approx(share, abs=0.04 if share % 1 else 0)
+        assert torch.equal(label[~hidden], size[~hidden])
+        assert size.min() == 0
+    for probability in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match=r"condition_dropout must lie in \[0, 1\]"):
+            told(probability)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 2), (2, 1), (2, 2), (8, 1)])
+def test_dropped_conditions_are_the_same_for_any_cut(ranks, accumulate):
+    """They belong to (iteration, shard): more ranks, micro-batches, or a run that goes on."""
+    whole = told(0.5)
+    for one, other in zip(told(0.5, ranks, accumulate), whole, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(told(0.5, first=4), whole[4:], strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(whole[0][0] < 0, whole[1][0] < 0)

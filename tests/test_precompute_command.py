@@ -700,3 +700,61 @@ def test_classes_have_no_column(
     given = ["precompute", saved("dit"), "--output", tmp_path / "out", "--data", tmp_path]
     assert run(*given, "--column=TEXT", "--limit=2") == 2
     assert "column, limit is of prompts or captions" in capsys.readouterr().err
+
+
+# ---- captions dropped for guidance
+
+
+def test_a_training_that_is_never_told(saved: Folder, tmp_path: Path) -> None:
+    """With every caption dropped it does not matter what they say."""
+    students = []
+    for texts, dropout in ((PROMPTS, 1), (["others", *PROMPTS[:4]], 1), (PROMPTS, 0)):
+        place = tmp_path / str(len(students))
+        place.mkdir()
+        more = ["--prompts", prompts_file(place, texts), f"--condition_dropout={dropout}"]
+        assert train(saved("sd15"), place / "run", *more, *NO_GAN) == 0
+        students.append(network(place / "run"))
+    never, never_either, told = students
+    assert never == never_either
+    assert never != told
+
+
+def network(run: Path) -> bytes:
+    return (run / "student" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def test_a_run_with_dropped_captions_goes_on_exactly(
+    saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Regression on pairs: stopped and gone on with, it is the straight run, and not the one that
+    is told everything; another probability is another run."""
+    file, pairs = prompts_file(tmp_path), tmp_path / "pairs"
+    given = ["precompute", saved("sd15"), "--prompts", file, "--output", pairs]
+    assert run(*given, "--pairs=6", "--sampler_steps=2") == 0
+
+    def trained(place: str, probability: float, steps: int) -> int:
+        more = [f"--condition_dropout={probability}", f"--max_steps={steps}", "--method.lr=1e-3"]
+        given = [saved("sd15"), tmp_path / place, "--data", pairs, *more]
+        return train(*given, method="regression")
+
+    assert trained("straight", 0.5, 4) == trained("stopped", 0.5, 2) == 0
+    assert trained("stopped", 0.5, 4) == trained("told", 0, 4) == 0
+    assert network(tmp_path / "stopped") == network(tmp_path / "straight")
+    assert network(tmp_path / "told") != network(tmp_path / "straight")
+    assert trained("straight", 0.2, 5) == 2
+    assert "condition_dropout: 0.5 there, 0.2 now" in capsys.readouterr().err
+
+
+def test_dropping_captions_needs_something_to_show_instead(
+    saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flux has no null conditioning; and a probability has its bounds."""
+    file = prompts_file(tmp_path)
+    for name, probability, words in (
+        ("flux", 0.1, "condition_dropout=0.1 needs a teacher with a null conditioning"),
+        ("sd15", 1.5, "condition_dropout must lie in [0, 1], got 1.5"),
+    ):
+        more = ["--prompts", file, f"--condition_dropout={probability}", *options(name), *NO_GAN]
+        assert train(saved(name), tmp_path / "run", *more) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..conditioning import Conditioning
+from ..conditioning import ConditionDropout, Conditioning
+from ..draws import Draws
 from ..errors import StepDistillError
 from .orders import Cut as Cut
 from .orders import GroupedOrder
@@ -122,10 +123,24 @@ class Micro(NamedTuple):
 
 
 def global_batches(
-    data: Data, cut: Cut, seed: int, first: int, last: int, workers: int = 0
+    data: Data,
+    cut: Cut,
+    seed: int,
+    first: int,
+    last: int,
+    workers: int = 0,
+    dropout: ConditionDropout | None = None,
 ) -> Iterator[list[Micro]]:
-    """This rank's micro-batches of the iterations ``first`` + 1 to ``last``."""
+    """This rank's micro-batches of the iterations ``first`` + 1 to ``last``.
+
+    ``dropout`` draws by iteration and shard: all losses of an iteration are told the same.
+    """
     order = order_of(data, cut, seed, first, last)
     loaded = micro_batches(data, order, workers)
-    for _ in range(first, last):
-        yield [Micro(shards, *next(loaded)) for shards in cut.micro]
+    for iteration in range(first + 1, last + 1):
+        batch = [Micro(shards, *next(loaded)) for shards in cut.micro]
+        if dropout is not None:
+            draws = [Draws(seed, iteration, "condition", micro.shards) for micro in batch]
+            told = map(dropout, (micro.cond for micro in batch), draws)
+            batch = [m._replace(cond=cond) for m, cond in zip(batch, told, strict=True)]
+        yield batch

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..captioned_world import CAPTIONED, captioned_data
-from ..conditioning import Conditioning
+from ..conditioning import ConditionDropout, Conditioning
 from ..data import Data, TensorData
 from ..data.digits import digits, digits_data
 from ..data.images import load_image_folder
@@ -63,6 +63,19 @@ def load_data(options: DistilOptions, teacher: Teacher) -> Data:
             raise UserError(f"{wrong}, and {options.teacher} has {classes} classes")
         return digits_data()
     return load_image_folder(Path(source), shape, options.skip_corrupt).for_model(classes)
+
+
+def condition_dropout(options: DistilOptions, teacher: Teacher) -> ConditionDropout | None:
+    """What hides conditionings, None if nothing does; UserError where there is none to show."""
+    probability, null = options.condition_dropout, teacher.null_cond
+    if probability == 0:
+        return None
+    if null is None:
+        raise UserError(
+            f"condition_dropout={probability} needs a teacher with a null conditioning, and "
+            f"{teacher.name} has none: leave it out"
+        )
+    return ConditionDropout(probability, null.to("cpu"))
 
 
 def encoded_prompts(options: DistilOptions, teacher: Teacher) -> Data:

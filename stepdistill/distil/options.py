@@ -30,6 +30,8 @@ class DistilOptions:
             name of a data set
         column: of the prompts; default: the first of prompt, caption, text
         split: of a data set that has several; default: train
+        condition_dropout: how often the null conditioning is shown in place of a sample's own, so
+            that the student can be guided
         steps: network calls a sample of the student
         init: a student's folder, or the folder of the run that made it: the generator starts from
             its weights instead of the teacher's
@@ -54,6 +56,7 @@ class DistilOptions:
     prompts: str = ""
     column: str | None = None
     split: str | None = None
+    condition_dropout: float = 0.0
     init: str = ""
     steps: int = 1
     times: tuple[float, ...] = ()

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from .. import checkpoint
+from ..conditioning import ConditionDropout
 from ..config import Settings, write_yaml
 from ..data import Data
 from ..data.images import ImageFolder
@@ -29,7 +30,7 @@ from ..runs import RunFolder
 from ..savings import MemoryOptions
 from .build import build_method, read_teacher
 from .checks import check_export, check_possible
-from .data import load_data
+from .data import condition_dropout, load_data
 from .dry_run import one_iteration
 from .options import DistilOptions, read_settings
 from .students import StudentWriter
@@ -52,6 +53,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     method = build_method(name, settings, teacher)
     if options.init:
         start_from(Path(options.init), method.roles["generator"], teacher)
+    dropout = condition_dropout(options, teacher)
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
@@ -63,7 +65,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         if accelerator.is_main_process:
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
-        result = _fit(method, data, writer, accelerator)
+        result = _fit(method, data, writer, accelerator, dropout)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
                 exported = writer.finish(method, result.iteration)
@@ -95,14 +97,20 @@ def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
         print(data.describe(), file=sys.stderr)
 
 
-def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Accelerator) -> FitResult:
+def _fit(
+    method: Method,
+    data: Data,
+    writer: StudentWriter,
+    accelerator: Accelerator,
+    dropout: ConditionDropout | None,
+) -> FitResult:
     run, settings, teacher = writer.run, writer.settings, writer.teacher
     options = settings.get(DistilOptions)
     compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     if loaded["config"] is None:  # as in checkpoints of before there was such an option
         loaded.pop("config")
-    picked = {"column": options.column, "split": options.split}
+    later = ("column", "split", "condition_dropout")  # options that such checkpoints do not name
     return fit(
         method,
         data,
@@ -113,12 +121,13 @@ def _fit(method: Method, data: Data, writer: StudentWriter, accelerator: Acceler
             "load": loaded,
             "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
             **({"teacher_int8": True} if settings.get(MemoryOptions).teacher_int8 else {}),
-            **{name: value for name, value in picked.items() if value is not None},
+            **{key: settings.resolved[key] for key in later if settings.resolved[key]},
             **{key: settings.resolved[key] for key in compared},
         },
         accelerator=accelerator,
         evaluate=evaluation(options, method, teacher),
         draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),
+        condition_dropout=dropout,
         hooks=[*writer.on_the_way(accelerator), *own_hooks(options)],
         resume=options.resume,
     )

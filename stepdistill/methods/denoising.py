@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..conditioning import Conditioning
+from ..conditioning import ConditionDropout, Conditioning
 from ..losses import squared_error
 from ..plans import StepPlan
 from ..roles import Role
@@ -34,7 +34,10 @@ class Denoising:
     def __init__(
         self, generator: Role, config: DenoisingConfig, null_cond: Conditioning | None
     ) -> None:
-        self.generator, self.config, self.null_cond = generator, config, null_cond
+        self.generator, self.config = generator, config
+        self.dropout: ConditionDropout | None = None
+        if null_cond is not None and config.condition_dropout > 0:
+            self.dropout = ConditionDropout(config.condition_dropout, null_cond)
         self.times: TimeLaw = LogNormalTimes(config.noise_mean, config.noise_std)
         if config.uniform_times:
             self.times = UniformTimes()
@@ -52,10 +55,7 @@ class Denoising:
         x0, schedule = batch.x0, self.generator.module.schedule
         t = self.times.draw(schedule, batch.draws, len(x0))
         x_t = schedule.add_noise(x0, t, batch.draws.normal_like(x0))
-        cond = batch.cond
-        if self.null_cond is not None and self.config.condition_dropout > 0:
-            keep = batch.draws.uniform(len(x0)) > self.config.condition_dropout
-            cond = cond.where(keep, self.null_cond.expand(len(x0)))
+        cond = batch.cond if self.dropout is None else self.dropout(batch.cond, batch.draws)
         x0_hat = self.generator(x_t, t, cond).x0_hat
         weight = self.generator.module.loss_weight(t).to(x0)
         value = (weight * squared_error(x0_hat, x0)).mean()
