@@ -4,9 +4,10 @@
     python -m stepdistill.evals.fid images/ real/ --weights inception-2015-12-05.pt
     python -m stepdistill.evals.fid student/ reference.npz --num 50000 --output fid.jsonl
 
-A and B each are an image folder, a diffusers folder (sampled by its stock pipeline), ``digits``
-(the 1,797 real images of the built-in world), or statistics: .safetensors of ours, .npz of
-clean-fid or EDM.
+A and B each are an image folder, a diffusers folder, ``digits`` (the 1,797 real images of the
+built-in world), or statistics: .safetensors of ours, .npz of clean-fid or EDM. A diffusers folder
+is sampled by its stock pipeline; but a pixel teacher (a ``ConsistencyModelPipeline`` that is no
+student of ours) by Heun's method with its EDM times, 2 n - 1 network calls in n steps.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Options:
         num: samples of a model (default 50000; fewer raise the distance), or images drawn at random
             from a folder A (default all); a folder B is always used whole
         seed: of a model's first sample, sample i has seed + i; and of the draw from a folder A
-        steps: network calls a sample; default: the trained number, 1 in a folder that names none
+        steps: of a model's sampler; default: the trained number, 18 of Heun's method for a pixel
+            teacher, 1 for other folders that name none
         batch_size: images at a time, by default 500 on the digits and 64 on Inception; the value
             does not depend on it, but for rounding
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping

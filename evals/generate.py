@@ -1,5 +1,9 @@
 """Sample a student (or any diffusers folder of a known family) into a grid or a folder of images.
 
+Each is called as its users call it, by its stock pipeline; but a pixel teacher (a
+``ConsistencyModelPipeline`` that is no student of ours) is sampled by Heun's method with its EDM
+times, 2 n - 1 network calls in n steps.
+
 stepdistill sample runs/dmd2/student --steps 1 --output grid.png
 stepdistill sample runs/sd/student --prompt "a red fox" "a blue car" --steps 1 2 4 --compare TEACHER
 stepdistill sample runs/dmd2/student --num 1000 --output images/     # one PNG each
@@ -25,7 +29,6 @@ from stepdistill.metrics.latency import ms_per_image
 from stepdistill.students import Student, load_student
 from stepdistill.teachers import folder_of
 
-TEACHER_STEPS = 30  # of --compare, unless --compare_steps is given
 COLUMNS = 10
 
 
@@ -36,7 +39,8 @@ class Options:
     Args:
         student: a diffusers folder
         output: a .png file for one grid, or a folder for one image each
-        steps: network calls a sample, a row of the grid each; default: the trained number
+        steps: of a sample, a row of the grid each; default: the trained number (18 of a pixel
+            teacher, 1 of others that state none)
         num: how many images (default 40; 4 with --compare or prompts)
         seed: of the first image; image i has seed + i, whatever the batch size
         labels: class numbers, repeated to num; default: all classes in turn
@@ -44,7 +48,8 @@ class Options:
         image: the first frame, of an image-to-video model
         compare: another folder, file, hub id or built-in teacher as the first row, at equal seeds
         compare_config: the folder or hub id that describes a file, as train's load.config
-        compare_steps: its steps
+        compare_steps: its steps; default: a student's trained number, its family's of a teacher
+            (18 of Heun's method for pixels, else 30)
         guidance_scale: of --compare (default: its pipeline's own)
         anyway: use guidance_scale on a student too, which is trained to do without
         batch_size: images a pipeline call
@@ -60,7 +65,7 @@ class Options:
     image: str | None = None
     compare: str | None = None
     compare_config: str | None = None
-    compare_steps: int = TEACHER_STEPS
+    compare_steps: int | None = None
     guidance_scale: float | None = None
     anyway: bool = False
     batch_size: int = 128
@@ -118,9 +123,11 @@ def rows_of(options: Options, student: Student) -> list[Row]:
         teacher = load_student(folder_of(options.compare), options.compare_config)
         more = teacher.guidance(options.guidance_scale)
         size = {k: v for k, v in student.call.items() if k in ("height", "width", "num_frames")}
-        rows.append(_row("teacher", options, teacher, options.compare_steps, {**size, **more}))
-    for steps in options.steps or (None,):
-        rows.append(_row("student", options, student, student.steps(steps), own))
+        own_steps = teacher.family.teacher_steps if teacher.plan is None else None
+        steps = teacher.steps(options.compare_steps or own_steps)
+        rows.append(_row("teacher", options, teacher, steps, {**size, **more}))
+    for asked in options.steps or (None,):
+        rows.append(_row("student", options, student, student.steps(asked), own))
     return rows
 
 

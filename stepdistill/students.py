@@ -1,4 +1,8 @@
-"""A model as its users run it: the stock diffusers pipeline, whole calls, image seeds."""
+"""A model as its users run it: the stock diffusers pipeline, whole calls, image seeds.
+
+An EDM teacher is the exception: its folder is a ``ConsistencyModelPipeline``, which noises x0_hat
+again at each step, as its students do. The teacher itself is sampled by Heun's method.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,17 @@ from .errors import UserError
 from .families import of_pipeline
 from .plans import StepPlan
 from .quiet import truncation_asked_for
+from .sampling import NoiseStreams, sample_teacher
 from .single_file import described_in
-from .teachers import CARD, LoadOptions, first_line, read_card, read_model_index
+from .teachers import (
+    CARD,
+    LoadOptions,
+    Teacher,
+    first_line,
+    load_teacher,
+    read_card,
+    read_model_index,
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +131,64 @@ class Student:
         return found * 2 - 1
 
 
+@dataclass(frozen=True)
+class SampledByFamily(Student):
+    """A teacher whose stock pipeline walks as students do: it is sampled by ``Family.sample``.
+
+    Of ``edm-pixels`` that is Heun's method (Karras et al. 2022, Algorithm 1).
+    """
+
+    teacher: Teacher = field(kw_only=True)
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> SampledByFamily:
+        """``teacher``, with its pipeline, its family and its classes."""
+        classes = teacher.num_classes
+        return cls(teacher.pipeline, teacher.family, None, classes, teacher=teacher)
+
+    def steps(self, asked: int | None) -> int:
+        """``asked``, by default the family's number of a teacher's steps. UserError below 1."""
+        return super().steps(self.family.teacher_steps if asked is None else asked)
+
+    def guidance(self, scale: float | None, anyway: bool = False) -> dict[str, Any]:
+        """The argument of :meth:`sample`. UserError for a teacher that cannot be guided."""
+        if scale is None:
+            return {}
+        self.teacher.guided(scale)
+        return {"guidance_scale": scale}
+
+    def sample(
+        self,
+        told: Sequence[Any] | None,
+        seeds: Sequence[int],
+        steps: int,
+        batch_size: int = 128,
+        alone: bool = True,
+        **more: Any,
+    ) -> Tensor:
+        """As :meth:`Student.sample`, from the same noise, by the family's sampler.
+
+        Sample i depends on seeds[i] and told[i] alone, with or without ``alone``; of ``more`` there
+        is ``guidance_scale``, 1 unless given.
+        """
+        given = [None] * len(seeds) if told is None else told
+        scale, parts = more.pop("guidance_scale", 1.0), []
+        if more:
+            raise UserError(f"{self.teacher.name} samples one size: {', '.join(more)} do not apply")
+        for begin in range(0, len(seeds), batch_size):
+            own = slice(begin, begin + batch_size)
+            z = NoiseStreams(seeds[own]).normal(self.teacher.sample_shape)
+            cond = self.teacher.encode(given[own])
+            x0 = sample_teacher(self.teacher, cond, z, steps, scale)
+            parts.append(self.teacher.decode(x0).clamp(-1, 1).cpu())
+        return torch.cat(parts)
+
+
 def load_student(folder: Path, config: str | None = None) -> Student:
     """Load a diffusers folder of a known family; UserError if it is missing or damaged.
 
-    With a ``config`` it is one checkpoint file, which that folder or hub id describes.
+    With a ``config`` it is one checkpoint file, which that folder or hub id describes. A folder
+    without a trained plan is a teacher's, and samples as its family says.
     """
     if not folder.exists():
         raise UserError(f"there is no folder {folder}")
@@ -132,6 +199,8 @@ def load_student(folder: Path, config: str | None = None) -> Student:
         plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{folder / CARD} holds no readable step plan: {error}") from error
+    if plan is None and not family.samples_teachers:
+        return SampledByFamily.of(load_teacher(folder, options=LoadOptions(config=config)))
     from diffusers import DiffusionPipeline
 
     from .backbones.components import read_pipeline

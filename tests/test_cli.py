@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import check_exports_here, draw_no_report, run
 from PIL import Image
 from tiny import tiny_teacher_folder
+from torch import Tensor
 
 from stepdistill.cli import COMMANDS
 from stepdistill.config import parse
@@ -518,6 +520,45 @@ def test_sample_a_teacher_by_its_real_classes(teacher: Path, tmp_path: Path) -> 
     assert student.labels(12) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert student.pipeline.unet.config.num_class_embeds == 11
     assert run("sample", teacher, "--num=3", "--output", tmp_path / "grid.png") == 0
+
+
+def heun(teacher: Path, labels: list[int], seeds: range, steps: int, scale: float) -> Tensor:
+    """What ``sample_teacher`` makes of a pixel teacher."""
+    from stepdistill.sampling import NoiseStreams, sample_teacher
+    from stepdistill.teachers import load_teacher
+
+    loaded = load_teacher(teacher)
+    z = NoiseStreams(seeds).normal(loaded.sample_shape)
+    x0 = sample_teacher(loaded, loaded.encode(labels), z, steps, scale)
+    return x0.clamp(-1, 1)
+
+
+def test_a_pixel_teacher_is_sampled_by_heuns_method(teacher: Path) -> None:
+    """Its stock pipeline would noise x0_hat again at each step, as its students do. Guidance is
+    its own, and the batch size changes nothing."""
+    from stepdistill.students import load_student
+
+    loaded, labels, seeds = load_student(teacher), [3, 1, 4, 1, 5], range(7, 12)
+    for scale in (1.0, 2.0):
+        own = loaded.sample(labels, seeds, 4, batch_size=2, **loaded.guidance(scale))
+        assert torch.allclose(own, heun(teacher, labels, seeds, 4, scale), atol=1e-5)
+    assert loaded.steps(None) == 18
+
+
+@pytest.mark.parametrize(("asked", "steps"), [({}, 18), ({"compare_steps": 3}, 3)])
+def test_the_row_of_a_pixel_teacher(
+    teacher: Path, trained: Path, asked: dict[str, int], steps: int
+) -> None:
+    """--compare shows what ``sample_teacher`` makes, not the re-noising of the stock pipeline."""
+    from evals.generate import Options, rows_of
+    from stepdistill.students import load_student
+
+    student = trained / "student"
+    options = Options(str(student), compare=str(teacher), guidance_scale=1.5, **asked)
+    row, own = rows_of(options, load_student(student))
+    assert (row.label, own.label) == (f"teacher, {steps} steps", "student, 4 steps")
+    expected = heun(teacher, [0, 1, 2], range(5, 8), steps, 1.5)
+    assert torch.allclose(row.sample(range(5, 8)), expected, atol=1e-5)
 
 
 def test_sample_a_folder_by_image_seed(trained: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from stepdistill.metrics.images import digest, digit_features, eight_bit, files_
 from stepdistill.metrics.inception import inception_features
 from stepdistill.metrics.quality import digits_reference, floor, measure
 from stepdistill.plans import StepPlan
-from stepdistill.sampling import NoiseStreams, sample_student
+from stepdistill.sampling import NoiseStreams, sample_student, sample_teacher
 from stepdistill.students import Student, load_student
 from stepdistill.teachers import CARD, Teacher
 
@@ -268,6 +268,25 @@ def test_model_against_digits(
     assert records[0]["b"] == {"kind": "digits", "path": "digits", "num_samples": 1797}
     assert records[0]["features"] == "digits"
     assert records[0]["fid_floor"] == floor(200, 7)
+
+
+def test_a_pixel_teacher_is_measured_by_heuns_method(
+    teacher: Teacher, fid: Callable[..., dict[str, Any]]
+) -> None:
+    """Its folder is measured on the samples of ``sample_teacher``, by default in 18 steps."""
+
+    def own(steps: int) -> float:
+        def sampler(labels: Tensor, seeds: range) -> Tensor:
+            z = NoiseStreams(seeds).normal(teacher.sample_shape)
+            return sample_teacher(teacher, teacher.encode(labels.tolist()), z, steps)
+
+        return measure(sampler, 100, seed=7).fid
+
+    given = [teacher.source, "digits", "--num", 100, "--seed", 7]
+    record = fid(*given, "--steps", 3)
+    assert (record["a"]["steps"], record["fid"]) == (3, pytest.approx(own(3), rel=1e-4))
+    record = fid(*given)
+    assert (record["a"]["steps"], record["fid"]) == (18, pytest.approx(own(18), rel=1e-4))
 
 
 def test_two_models_draw_apart(student: Path, fid: Callable[..., dict[str, Any]]) -> None:

@@ -55,12 +55,17 @@ class Family(ABC):
     ``lora_targets`` are the layers a LoRA role adapts unless told otherwise. ``output_type`` is
     what the stock pipeline is asked for when a student is compared with the trainer, and
     ``passes_generator`` says whether it gives its generators to the scheduler's steps too.
+    ``teacher_steps`` are those of :meth:`sample` unless told otherwise. Without
+    ``samples_teachers`` the stock pipeline walks as students do, and a teacher is sampled by
+    :meth:`sample` alone.
     """
 
     card: ClassVar[FamilyCard]
     lora_targets: ClassVar[tuple[str, ...]]
     output_type: ClassVar[str] = "latent"
     passes_generator: ClassVar[bool] = True
+    teacher_steps: ClassVar[int] = 30  # where most pipelines' samples stop changing to the eye
+    samples_teachers: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:

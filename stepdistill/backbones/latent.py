@@ -33,8 +33,6 @@ from .components import (
 )
 from .family import Family, frozen
 
-DEFAULT_STEPS = 30  # of a teacher: where most pipelines' samples stop changing to the eye
-
 
 class LatentFamily(Family):
     """A stock pipeline with an autoencoder, one network and a scheduler that states its schedule.
@@ -168,9 +166,9 @@ class LatentFamily(Family):
     def sample(
         self, teacher: Teacher, denoiser: Denoises, z: Tensor, cond: Conditioning, steps: int | None
     ) -> Tensor:
-        """By the teacher's own scheduler, in 30 steps unless told otherwise."""
+        """By the teacher's own scheduler."""
         scheduler = copy.deepcopy(teacher.pipeline.scheduler)
-        self.set_timesteps(teacher, scheduler, steps or DEFAULT_STEPS)
+        self.set_timesteps(teacher, scheduler, steps or self.teacher_steps)
         return schedulers.walk(denoiser, teacher.denoiser, scheduler, z, cond)
 
     def set_timesteps(self, teacher: Teacher, scheduler: Any, steps: int) -> None:

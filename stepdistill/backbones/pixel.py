@@ -56,6 +56,8 @@ class EDMPixels(Family):
     )
     lora_targets = ("conv1", "conv2", "time_emb_proj", "to_q", "to_k", "to_v", "to_out.0")
     output_type = "np"
+    teacher_steps = 18  # Karras et al. 2022, Table 2
+    samples_teachers = False  # ConsistencyModelPipeline noises x0_hat again at each step
 
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
         """``card`` names the null class, if there is one."""
@@ -92,9 +94,9 @@ class EDMPixels(Family):
     def sample(
         self, teacher: Teacher, denoiser: Denoises, z: Tensor, cond: Conditioning, steps: int | None
     ) -> Tensor:
-        """Heun's method (Karras et al. 2022, Algorithm 1): 2 steps - 1 calls, 18 by default."""
+        """Heun's method (Karras et al. 2022, Algorithm 1): 2 steps - 1 calls."""
         schedule = teacher.denoiser.schedule
-        x_t, times = start(StepPlan(), schedule, z), teacher_times(steps or 18)
+        x_t, times = start(StepPlan(), schedule, z), teacher_times(steps or self.teacher_steps)
         return sample(denoiser, schedule, x_t, times, cond, heun_step)
 
     def student(self, teacher: Teacher) -> Denoiser:

@@ -96,7 +96,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusers folder, sampled by its stock pipeline; image i has the seed ``seed + i``."""
+    """A diffusers folder, sampled as ``load_student`` says; image i has the seed ``seed + i``."""
 
     path: Path
     student: Student
