@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from stepdistill.data.captioned_images import Size
 from stepdistill.data.sharded_data import ShardedData, load_shards
 from stepdistill.denoisers import Denoiser
 from stepdistill.errors import UserError
+from stepdistill.fit import fit
 from stepdistill.initial import start_from
 from stepdistill.losses import squared_error
 from stepdistill.plans import StepPlan, start
@@ -202,6 +205,54 @@ def test_grids_of_a_precomputed_run(saved: Folder, tmp_path: Path) -> None:
     assert train(folder, tmp_path / "memory", "--prompts", file, *given) == 0
     stored_grid, grid = (tmp_path / r / "samples/000002.png" for r in ("stored", "memory"))
     assert stored_grid.read_bytes() == grid.read_bytes()
+
+
+def test_validation_prompts_of_a_precomputed_run(
+    saved: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grids are those of a run with its encoders in memory; here they are loaded once, before
+    the run folder is made, and are gone when training begins."""
+    folder, file, out = saved("sd15"), prompts_file(tmp_path), tmp_path / "out"
+    assert run("precompute", folder, "--prompts", file, "--output", out) == 0
+    loads: list[weakref.ref[Any]] = []
+
+    def watched(*given: Any) -> Teacher:
+        assert not (tmp_path / "stored").exists()
+        teacher = load_encoders(*given)
+        loads.append(weakref.ref(teacher.pipeline.text_encoder))
+        return teacher
+
+    def began(method: object, data: object, *given: object, **more: object) -> object:
+        gc.collect()
+        assert all(encoder() is None for encoder in loads)
+        return fit(method, data, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("stepdistill.distil.validation.load_encoders", watched)
+    monkeypatch.setattr("stepdistill.distil.run.fit", began)
+    told = ["--validation_prompts", "a cat", "a dog by the sea", "a fox", *NO_GAN]
+    told += ["--sample_every=2", "--method.guidance_scale=3", *options("sd15")]
+    assert train(folder, tmp_path / "stored", "--data", out, *told) == 0
+    assert len(loads) == 1
+    assert train(folder, tmp_path / "memory", "--prompts", file, *told) == 0
+    assert len(loads) == 1
+    stored_grid, grid = (tmp_path / r / "samples/000002.png" for r in ("stored", "memory"))
+    assert stored_grid.read_bytes() == grid.read_bytes()
+    assert Image.open(grid).size == (3 * 50 - 2, 4 * 50 - 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("dit", "is not told by text"), ("wan-i2v", "goes on from first frames")],
+)
+def test_validation_prompts_that_do_not_tell(
+    name: str, says: str, saved: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sentence, before there is a run folder."""
+    data = ["--prompts", pictures(tmp_path / "images", 3)] if name == "wan-i2v" else []
+    given = [*data, *options(name), *NO_GAN, "--validation_prompts", "a fox"]
+    assert train(saved(name), tmp_path / "run", *given) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # ---- images

@@ -32,6 +32,19 @@ def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> N
     teacher.check_plan(method.plan)
 
 
+def check_validation(options: DistilOptions, teacher: Teacher) -> None:
+    """UserError for validation prompts to a teacher that prompts alone do not tell."""
+    if not options.validation_prompts:
+        return
+    if not teacher.is_told_by_text:
+        raise UserError(f"{teacher.name} is not told by text: leave --validation_prompts out")
+    if teacher.family.card.task.startswith("image"):
+        raise UserError(
+            f"{teacher.name} goes on from first frames, which --validation_prompts do not bring: "
+            "leave them out, and the grids show examples of its family"
+        )
+
+
 def check_export(options: DistilOptions, lora: LoRAOptions, teacher: Teacher) -> None:
     """UserError for a LoRA that there will not be, or that the stock pipeline cannot load."""
     if options.push_to_hub:

@@ -42,7 +42,8 @@ class DistilOptions:
         export: what is written at the end: a whole pipeline "folder", a "lora", or "both"
         export_every: iterations between students written to students/NNNNNN; 0: at the end alone
         push_to_hub: put what was written there, owner/name; of "both" the LoRA as owner/name-lora
-        validation_prompts: of the grids, for a teacher that is told by text
+        validation_prompts: of the grids, for a teacher that is told by text alone; with precomputed
+            samples its encoders are loaded for them, and released before training
         hooks: functions "module:name" to call after each iteration, see fit.Hook
         compile_blocks: torch.compile the blocks that repeat in the networks: the first iterations
             take minutes, the others less; needs a C++ compiler

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from .. import checkpoint
-from ..conditioning import ConditionDropout
+from ..conditioning import ConditionDropout, Conditioning
 from ..config import Settings, write_yaml
 from ..data import Data
 from ..data.images import ImageFolder
@@ -28,13 +28,14 @@ from ..report import write_report
 from ..roles import LoRAOptions
 from ..runs import RunFolder
 from ..savings import MemoryOptions
+from ..teachers import LoadOptions
 from .build import build_method, read_teacher
-from .checks import check_export, check_possible
+from .checks import check_export, check_possible, check_validation
 from .data import condition_dropout, load_data
 from .dry_run import one_iteration
 from .options import DistilOptions, read_settings
 from .students import StudentWriter
-from .validation import evaluation, sample_grids
+from .validation import evaluation, grid_conditioning, sample_grids
 
 
 def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
@@ -57,6 +58,10 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
+    check_validation(options, teacher)
+    shown = None
+    if settings.get(FitConfig).sample_every and accelerator.is_main_process:
+        shown = grid_conditioning(options, teacher, settings.get(LoadOptions))
     if options.dry_run and accelerator.is_main_process:
         ranks, device = accelerator.num_processes, accelerator.device.type
         print(estimate(method, data, settings.get(FitConfig), ranks, device).table())
@@ -65,7 +70,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         if accelerator.is_main_process:
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
-        result = _fit(method, data, writer, accelerator, dropout)
+        result = _fit(method, data, writer, accelerator, dropout, shown)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
                 exported = writer.finish(method, result.iteration)
@@ -103,9 +108,12 @@ def _fit(
     writer: StudentWriter,
     accelerator: Accelerator,
     dropout: ConditionDropout | None,
+    shown: Conditioning | None,
 ) -> FitResult:
+    """``shown`` is what the columns of the grids are told, None without grids."""
     run, settings, teacher = writer.run, writer.settings, writer.teacher
     options = settings.get(DistilOptions)
+    draw = None if shown is None else sample_grids(method, teacher, run.samples, shown)
     compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     if loaded["config"] is None:  # as in checkpoints of before there was such an option
@@ -126,7 +134,7 @@ def _fit(
         },
         accelerator=accelerator,
         evaluate=evaluation(options, method, teacher),
-        draw_samples=sample_grids(method, teacher, run.samples, options.validation_prompts),
+        draw_samples=draw,
         condition_dropout=dropout,
         hooks=[*writer.on_the_way(accelerator), *own_hooks(options)],
         resume=options.resume,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ..captioned_world import CAPTIONED, captioned_evaluation
+from ..conditioning import Conditioning
 from ..grids import save_grid
 from ..methods.base import Method
 from ..metrics.quality import measure
 from ..sampling import NoiseStreams, sample_student, sample_teacher
-from ..teachers import Teacher
+from ..teachers import LoadOptions, Teacher, load_encoders
 from .options import DistilOptions
 
 MOST_COLUMNS, TEXT_COLUMNS = 10, 4  # of a grid, by class and by prompt
@@ -53,17 +54,28 @@ def digits_evaluation(
     return evaluate
 
 
+def grid_conditioning(options: DistilOptions, teacher: Teacher, load: LoadOptions) -> Conditioning:
+    """What the columns of the grids are told: classes, or ``validation_prompts``, by default some
+    of the family's.
+
+    For a teacher without encoders they are loaded, on the CPU, to encode the prompts, and released.
+    """
+    if options.validation_prompts:
+        encodes = teacher if teacher.has_encoders else load_encoders(options.teacher, load)
+        return encodes.encode(list(options.validation_prompts)).to("cpu")
+    if teacher.is_told_by_text:
+        return teacher.shown(TEXT_COLUMNS)
+    return teacher.shown(min(teacher.num_classes or MOST_COLUMNS, MOST_COLUMNS))
+
+
 def sample_grids(
-    method: Method, teacher: Teacher, folder: Path, prompts: Sequence[str] = ()
+    method: Method, teacher: Teacher, folder: Path, cond: Conditioning
 ) -> Callable[[int], None]:
     """Draws ``folder``/NNNNNN.png: two rows of the teacher above two of the student, same seeds.
 
-    The columns are classes, or ``prompts``, by default some of the family's.
+    The columns are those of ``cond``.
     """
-    columns = min(teacher.num_classes or MOST_COLUMNS, MOST_COLUMNS)
-    if teacher.is_told_by_text:
-        columns = len(prompts) or TEXT_COLUMNS
-    cond = teacher.encode(list(prompts)) if prompts else teacher.shown(columns)
+    columns = cond.batch_size
     rows = [range(columns), range(columns, 2 * columns)]
     teacher_rows: list[Tensor] = []
 
