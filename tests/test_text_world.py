@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,22 @@ from stepdistill.data.captioned_digits import CaptionedDigits, evaluation_prompt
 from stepdistill.data.captioned_latents import CaptionedLatents
 from stepdistill.data.scenes import agree
 from stepdistill.distil import build_method, data, distil, read_settings
+from stepdistill.distil.options import DistilOptions
+from stepdistill.distil.validation import evaluation
 from stepdistill.draws import Draws
 from stepdistill.metrics.scene_classifier import load_scene_classifier
 from stepdistill.plans import StepPlan
 from stepdistill.sampling import NoiseStreams, sample_student
 from stepdistill.schedules import FlowSchedule, VPSchedule
-from stepdistill.teachers import CARD, WORLDS, Teacher, built_in_worlds, load_teacher
+from stepdistill.teachers import (
+    CARD,
+    WORLDS,
+    LoadOptions,
+    Stored,
+    Teacher,
+    built_in_worlds,
+    load_teacher,
+)
 from stepdistill.times import UniformTimes
 from trainers.text_teacher import main as train
 
@@ -203,6 +214,22 @@ def test_dmd2_takes_the_worlds_own_data(
     row = measured_as_a_user(name, tmp_path)
     assert row["fid"] == pytest.approx(result.metrics["fid"], rel=1e-3)
     assert row["caption_accuracy"] == pytest.approx(result.metrics["caption_accuracy"], abs=0.3)
+
+
+def test_students_of_precomputed_samples_are_measured_too() -> None:
+    """A teacher without encoders gets them for the evaluation prompts: the same figures."""
+    options = read_settings("dmd2", ["--teacher=digits-t2i", "--output=run"])
+    whole = loaded("digits-t2i")
+    kept = Stored(whole.null_cond, whole.shown(4))
+    found = []
+    for teacher in (whole, load_teacher("digits-t2i", stored=kept)):
+        method = build_method("dmd2", options, teacher)
+        given = replace(options.get(DistilOptions), evaluate_samples=60)
+        evaluate = evaluation(given, method, teacher, LoadOptions())
+        assert evaluate is not None
+        found.append(evaluate())
+    assert found[0]["caption_accuracy"] == found[1]["caption_accuracy"]
+    assert found[0]["fid"] == pytest.approx(found[1]["fid"], rel=1e-6)
 
 
 def measured_as_a_user(name: str, place: Path) -> dict[str, Any]:

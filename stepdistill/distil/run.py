@@ -114,6 +114,9 @@ def _fit(
     run, settings, teacher = writer.run, writer.settings, writer.teacher
     options = settings.get(DistilOptions)
     draw = None if shown is None else sample_grids(method, teacher, run.samples, shown)
+    evaluate = None
+    if settings.get(FitConfig).evaluate_every:
+        evaluate = evaluation(options, method, teacher, settings.get(LoadOptions))
     compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     if loaded["config"] is None:  # as in checkpoints of before there was such an option
@@ -133,7 +136,7 @@ def _fit(
             **{key: settings.resolved[key] for key in compared},
         },
         accelerator=accelerator,
-        evaluate=evaluation(options, method, teacher),
+        evaluate=evaluate,
         draw_samples=draw,
         condition_dropout=dropout,
         hooks=[*writer.on_the_way(accelerator), *own_hooks(options)],

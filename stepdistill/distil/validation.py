@@ -20,11 +20,12 @@ MOST_COLUMNS, TEXT_COLUMNS = 10, 4  # of a grid, by class and by prompt
 
 
 def evaluation(
-    options: DistilOptions, method: Method, teacher: Teacher
+    options: DistilOptions, method: Method, teacher: Teacher, load: LoadOptions
 ) -> Callable[[], Mapping[str, float]] | None:
     """How students of the built-in worlds are measured during training; None for others."""
     if options.teacher in CAPTIONED:
-        return captioned_evaluation(method, teacher, options.evaluate_samples)
+        encodes = with_encoders(options, teacher, load)
+        return captioned_evaluation(method, encodes, options.evaluate_samples)
     if (options.data or options.teacher) == "digits":
         return digits_evaluation(method, teacher, options.evaluate_samples)
     return None
@@ -54,6 +55,11 @@ def digits_evaluation(
     return evaluate
 
 
+def with_encoders(options: DistilOptions, teacher: Teacher, load: LoadOptions) -> Teacher:
+    """``teacher``, or one that encodes and decodes as it does, on the CPU, where it does not."""
+    return teacher if teacher.has_encoders else load_encoders(options.teacher, load)
+
+
 def grid_conditioning(options: DistilOptions, teacher: Teacher, load: LoadOptions) -> Conditioning:
     """What the columns of the grids are told: classes, or ``validation_prompts``, by default some
     of the family's.
@@ -61,7 +67,7 @@ def grid_conditioning(options: DistilOptions, teacher: Teacher, load: LoadOption
     For a teacher without encoders they are loaded, on the CPU, to encode the prompts, and released.
     """
     if options.validation_prompts:
-        encodes = teacher if teacher.has_encoders else load_encoders(options.teacher, load)
+        encodes = with_encoders(options, teacher, load)
         return encodes.encode(list(options.validation_prompts)).to("cpu")
     if teacher.is_told_by_text:
         return teacher.shown(TEXT_COLUMNS)
