@@ -23,6 +23,7 @@ import torch
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
+from stepdistill.draws import check_seed
 from stepdistill.errors import UserError
 from stepdistill.metrics.compare import choose_features, compare, describe
 from stepdistill.metrics.sources import Sampling, open_pair
@@ -79,10 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def sampling(options: Options) -> Sampling:
     """UserError for a count below its least, or a device this machine does not have."""
-    for name, least in (("num", 2), ("batch_size", 1), ("steps", 1), ("seed", 0)):
+    for name, least in (("num", 2), ("batch_size", 1), ("steps", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
+    check_seed(options.seed)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)

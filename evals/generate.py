@@ -23,6 +23,8 @@ from torch import Tensor
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
+from stepdistill.data.images import CorruptImageError, decoded
+from stepdistill.draws import check_seed
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.grids import save_grid
 from stepdistill.metrics.latency import ms_per_image
@@ -75,6 +77,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -118,30 +121,53 @@ def rows_of(options: Options, student: Student) -> list[Row]:
     """The teacher's row if there is one to compare with, then one for each number of steps."""
     guided = student.guidance(options.guidance_scale, options.anyway or bool(options.compare))
     own = {} if options.compare else guided
-    rows = []
+    rows, image = [], None
+    if options.image is not None:
+        image = first_frame(options.image, student)
     if options.compare is not None:
         teacher = load_student(folder_of(options.compare), options.compare_config)
         more = teacher.guidance(options.guidance_scale)
         size = {k: v for k, v in student.call.items() if k in ("height", "width", "num_frames")}
         own_steps = teacher.family.teacher_steps if teacher.plan is None else None
         steps = teacher.steps(options.compare_steps or own_steps)
-        rows.append(_row("teacher", options, teacher, steps, {**size, **more}))
+        rows.append(_row("teacher", options, teacher, steps, {**size, **more}, image))
     for asked in options.steps or (None,):
-        rows.append(_row("student", options, student, student.steps(asked), own))
+        rows.append(_row("student", options, student, student.steps(asked), own, image))
     return rows
 
 
-def _row(kind: str, options: Options, model: Student, steps: int, more: dict[str, Any]) -> Row:
-    """``model`` called with ``steps`` steps."""
+def _row(
+    kind: str,
+    options: Options,
+    model: Student,
+    steps: int,
+    more: dict[str, Any],
+    image: Image.Image | None,
+) -> Row:
+    """``model`` called with ``steps`` steps; ``image`` is the first frame, where it takes one."""
 
     def sample(seeds: Sequence[int]) -> Tensor:
-        told = told_to(options, model, len(seeds))
+        told = told_to(options, model, len(seeds), image)
         return model.sample(told, seeds, steps, options.batch_size, **more)
 
     return Row(f"{kind}, {steps} step{'s' if steps > 1 else ''}", sample)
 
 
-def told_to(options: Options, model: Student, num: int) -> list[Any] | None:
+def first_frame(path: str, student: Student) -> Image.Image:
+    """The picture in ``path``. UserError if it cannot be read, or for a model that takes none."""
+    if student.family.card.task != "image-to-video":
+        raise UserError("this model goes on from no first frame: leave image out")
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}: give a picture as --image")
+    try:
+        return decoded(Path(path), path).convert("RGB")
+    except CorruptImageError as error:
+        raise UserError(f"{path} is not a readable image: give another --image") from error
+
+
+def told_to(
+    options: Options, model: Student, num: int, image: Image.Image | None
+) -> list[Any] | None:
     """What each of ``num`` samples is told. UserError for labels to one told by text, and such."""
     if not model.is_told_by_text:
         if options.prompt:
@@ -152,9 +178,8 @@ def told_to(options: Options, model: Student, num: int) -> list[Any] | None:
     prompts = [options.prompt[i % len(options.prompt)] for i in range(num)]
     if model.family.card.task != "image-to-video":
         return prompts
-    if options.image is None:
+    if image is None:
         raise UserError("this model goes on from a first frame: give --image")
-    image = Image.open(options.image).convert("RGB")
     return [(prompt, image) for prompt in prompts]
 
 

@@ -13,6 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
+SEEDS = 2**62
+
+
+def check_seed(seed: int) -> None:
+    """UserError for a number that torch takes no seed from, with room for those that follow it."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed must lie in 0 to {SEEDS - 1}, got {seed}")
+
 
 def key(*parts: object) -> int:
     """A 63-bit number from ``parts``, the same in every process (unlike ``hash``)."""

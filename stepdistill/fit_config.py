@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+from .draws import check_seed
 from .errors import UserError
 
 
@@ -40,6 +41,7 @@ class FitConfig:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_seed(self.seed)
         if self.adam_8bit and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(
                 "adam_8bit needs bitsandbytes, which is not installed: pip install bitsandbytes, "

@@ -255,7 +255,7 @@ def gathered(arguments: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
             out.append(argument)
             continue
         values = [value] if equals else []
-        while not equals and left and (_is_number(left[0]) or (kind is str and left[0][0] != "-")):
+        while not equals and left and (_is_number(left[0]) or (kind is str and left[0][:1] != "-")):
             values.append(left.pop(0))
         if not equals and not values:
             out += [argument, *left[:1]]  # a list, or a mistake that is told as such

@@ -17,6 +17,7 @@ from .data.images import load_image_folder
 from .data.precompute import Encode, precompute
 from .data.shard_writer import ShardWriter
 from .data.sharded_data import ShardedData, load_shards
+from .draws import check_seed
 from .encoding import (
     check_deterministic,
     encode_captioned,
@@ -150,6 +151,7 @@ def _task(options: PrecomputeOptions, teacher: Teacher) -> Task:
 
 
 def _pairs(options: PrecomputeOptions, teacher: Teacher) -> Task:
+    check_seed(options.seed)
     check_deterministic(teacher, options.sampler_steps)
     teacher.guided(options.guidance_scale)  # UserError if it cannot be
     if teacher.is_told_by_text and not options.prompts:

@@ -500,6 +500,7 @@ def test_mistakes(
         ((a, b, "--batch_sise", "4"), "batch_size"),
         ((a, b, "--features", "clip"), "inception"),
         ((a, b, "--num", "1"), "num must be at least 2, got 1"),
+        ((a, b, "--seed", "99999999999999999999"), "seed must lie in 0 to"),
         ((a, b, "--num", "91", *digits_features), "a holds 90 images, fewer than num 91"),
         ((a, b, "--batch_size", "0"), "batch_size must be at least 1, got 0"),
         ((a, b, "--steps", "2", *digits_features), "steps are a model's"),

@@ -115,6 +115,8 @@ def test_a_comparison_is_one_labelled_grid(
         (["--prompt", "a", "--guidance_scale", "5"], "was trained without guidance"),
         (["--prompt", "a", "--steps", "3"], "4 trained steps: use one of [1, 2, 4]"),
         (["--prompt", "a", "--steps", "1", "2", "--output", "folder"], "need a .png"),
+        (["--prompt", "a", "--image", "x.png"], "goes on from no first frame: leave image out"),
+        (["--prompt", "a", "--seed", "99999999999999999999"], "seed must lie in 0 to"),
     ],
 )
 def test_what_cannot_be_sampled(
@@ -129,6 +131,32 @@ def test_what_cannot_be_sampled(
     monkeypatch.chdir(tmp_path)
     assert run("sample", folders[1], *options) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [("none.png", "there is no file none.png"), ("p.txt", "p.txt is not a readable image")],
+)
+def test_a_first_frame_that_cannot_be_read(
+    image: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A sentence, before anything is sampled."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("no picture")
+    PIPELINES["wan-i2v"]().save_pretrained("teacher")
+    assert run("sample", "teacher", "--prompt", "a", "--image", image) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_an_empty_prompt_is_sampled(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """It is a prompt like another."""
+    asked = ["--prompt", "", "--num", "1", "--output", tmp_path / "grid.png"]
+    assert run("sample", folders[1], *asked) == 0
+    assert (tmp_path / "grid.png").exists()
 
 
 def test_guidance_on_a_student_when_asked(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -146,7 +174,8 @@ def test_several_values_after_an_option() -> None:
         ("--steps 1 2 4 folder", ["--steps=[1, 2, 4]", "folder"]),
         ("--prompt a b --seed 3", ['--prompt=["a", "b"]', "--seed", "3"]),
         ("--steps [1,2] --seed 3", ["--steps", "[1,2]", "--seed", "3"]),
+        ("--prompt  --seed 3", ['--prompt=[""]', "--seed", "3"]),
         ("--steps=3", ["--steps=[3]"]),
         ("--seed 3 folder", ["--seed", "3", "folder"]),
     ):
-        assert gathered(given.split(), lists) == expected
+        assert gathered(given.split(" "), lists) == expected
