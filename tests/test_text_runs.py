@@ -90,6 +90,10 @@ def test_a_dry_run_is_one_iteration_of_one_micro_batch(
     [
         (["--hooks", "no_such_module:f"], "hooks names no_such_module:f, write module:function"),
         (["--hooks", "json:nothing"], "hooks names json:nothing"),
+        (["--hooks", ".json:dumps"], "hooks names .json:dumps, write module:function"),
+        (["--hooks", "json:dumps"], "write a function of (iteration, method, ema)"),
+        (["--hooks", "math:pi"], "hooks names math:pi, which is no function"),
+        (["--seed", "99999999999999999999"], "seed must lie in 0 to"),
         (["--data", "digits"], "told by text: give images with captions"),
         (["--prompts", "none.txt"], "none.txt"),
         (["--load.height", "17"], "height must be a multiple of"),
@@ -108,7 +112,7 @@ def test_mistakes(
     prompts = [] if "--data" not in options else ["--prompts", ""]
     assert train(place, tmp_path / "run", *prompts, *options) == 2
     assert says in capsys.readouterr().err
-    assert not read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.slow

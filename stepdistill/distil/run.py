@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from .build import build_method, read_teacher
 from .checks import check_export, check_possible, check_validation
 from .data import condition_dropout, load_data
 from .dry_run import one_iteration
+from .hooks import own_hooks
 from .options import DistilOptions, read_settings
 from .students import StudentWriter
 from .validation import evaluation, grid_conditioning, sample_grids
@@ -59,6 +59,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
     check_validation(options, teacher)
+    hooks = own_hooks(options)
     shown = None
     if settings.get(FitConfig).sample_every and accelerator.is_main_process:
         shown = grid_conditioning(options, teacher, settings.get(LoadOptions))
@@ -70,7 +71,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         if accelerator.is_main_process:
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
-        result = _fit(method, data, writer, accelerator, dropout, shown)
+        result = _fit(method, data, writer, accelerator, dropout, shown, hooks)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
                 exported = writer.finish(method, result.iteration)
@@ -109,6 +110,7 @@ def _fit(
     accelerator: Accelerator,
     dropout: ConditionDropout | None,
     shown: Conditioning | None,
+    hooks: list[Hook],
 ) -> FitResult:
     """``shown`` is what the columns of the grids are told, None without grids."""
     run, settings, teacher = writer.run, writer.settings, writer.teacher
@@ -139,18 +141,6 @@ def _fit(
         evaluate=evaluate,
         draw_samples=draw,
         condition_dropout=dropout,
-        hooks=[*writer.on_the_way(accelerator), *own_hooks(options)],
+        hooks=[*writer.on_the_way(accelerator), *hooks],
         resume=options.resume,
     )
-
-
-def own_hooks(options: DistilOptions) -> list[Hook]:
-    """The functions that ``hooks`` names. UserError for one that is not there."""
-    found: list[Hook] = []
-    for hook in options.hooks:
-        module, _, name = hook.partition(":")
-        try:
-            found.append(getattr(importlib.import_module(module), name))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"hooks names {hook}, write module:function: {error}") from error
-    return found
