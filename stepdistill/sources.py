@@ -22,6 +22,12 @@ def built_in_worlds() -> list[str]:
 def read_model_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a diffusers folder; UserError if there is none."""
     if not (folder / "model_index.json").exists():
+        if "lora" in read_card(folder):
+            raise UserError(
+                f"{folder} holds a LoRA, which changes its teacher's pipeline and is none itself: "
+                f"the code in {folder / 'README.md'} loads and samples it, or train with --export "
+                "both for a whole student too"
+            )
         within = next((p.parent for p in sorted(folder.glob("*/model_index.json"))), None)
         hint = f": did you mean {within}?" if within else ""
         raise UserError(f"{folder} is not a diffusers folder, it has no model_index.json{hint}")

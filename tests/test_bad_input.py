@@ -608,3 +608,11 @@ def test_a_negative_number_with_an_exponent_is_a_value(
     says = ["the learning rate of the generator must be above 0, got -1e-05"]
     refused(*given, "--method.generator_lr", "-1e-5", says=says)
     refused(*given, "--method.generator_lr=-1e-5", says=says)
+
+
+def test_a_lora_in_place_of_a_whole_student(tmp_path: Path, refused: Refusal) -> None:
+    """To sample it, and to begin from it as a teacher: its card has the code that loads it."""
+    (tmp_path / "stepdistill.json").write_text(json.dumps({"lora": "lora.safetensors", "plan": {}}))
+    says = [f"{tmp_path} holds a LoRA", str(tmp_path / "README.md")]
+    refused("sample", tmp_path, "--prompt", "a", says=says)
+    refused("train", "dmd2", "--teacher", tmp_path, "--output", tmp_path / "run", says=says)
