@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -27,7 +28,7 @@ from ..report import write_report
 from ..roles import LoRAOptions
 from ..runs import RunFolder
 from ..savings import MemoryOptions
-from ..teachers import LoadOptions
+from ..teachers import LoadOptions, Teacher
 from .build import build_method, read_teacher
 from .checks import check_export, check_possible, check_validation
 from .data import condition_dropout, load_data
@@ -36,6 +37,26 @@ from .hooks import own_hooks
 from .options import DistilOptions, read_settings
 from .students import StudentWriter
 from .validation import evaluation, grid_conditioning, sample_grids
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the options ask for beside the method and its data, found before the run folder is made.
+
+    ``shown`` is what the columns of the grids are told, None where none are drawn.
+    """
+
+    dropout: ConditionDropout | None
+    hooks: list[Hook]
+    shown: Conditioning | None
+
+    @classmethod
+    def of(cls, settings: Settings, teacher: Teacher, draws: bool) -> _Asked:
+        """``draws`` says whether this process draws the grids."""
+        options, shown = settings.get(DistilOptions), None
+        if draws and settings.get(FitConfig).sample_every:
+            shown = grid_conditioning(options, teacher, settings.get(LoadOptions))
+        return cls(condition_dropout(options, teacher), own_hooks(options), shown)
 
 
 def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
@@ -54,15 +75,11 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     method = build_method(name, settings, teacher)
     if options.init:
         start_from(Path(options.init), method.roles["generator"], teacher)
-    dropout = condition_dropout(options, teacher)
+    check_validation(options, teacher)
+    asked = _Asked.of(settings, teacher, draws=accelerator.is_main_process)
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
-    check_validation(options, teacher)
-    hooks = own_hooks(options)
-    shown = None
-    if settings.get(FitConfig).sample_every and accelerator.is_main_process:
-        shown = grid_conditioning(options, teacher, settings.get(LoadOptions))
     if options.dry_run and accelerator.is_main_process:
         ranks, device = accelerator.num_processes, accelerator.device.type
         print(estimate(method, data, settings.get(FitConfig), ranks, device).table())
@@ -71,7 +88,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         if accelerator.is_main_process:
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
-        result = _fit(method, data, writer, accelerator, dropout, shown, hooks)
+        result = _fit(method, data, writer, accelerator, asked)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
                 exported = writer.finish(method, result.iteration)
@@ -108,14 +125,13 @@ def _fit(
     data: Data,
     writer: StudentWriter,
     accelerator: Accelerator,
-    dropout: ConditionDropout | None,
-    shown: Conditioning | None,
-    hooks: list[Hook],
+    asked: _Asked,
 ) -> FitResult:
-    """``shown`` is what the columns of the grids are told, None without grids."""
     run, settings, teacher = writer.run, writer.settings, writer.teacher
     options = settings.get(DistilOptions)
-    draw = None if shown is None else sample_grids(method, teacher, run.samples, shown)
+    draw = None
+    if asked.shown is not None:
+        draw = sample_grids(method, teacher, run.samples, asked.shown)
     evaluate = None
     if settings.get(FitConfig).evaluate_every:
         evaluate = evaluation(options, method, teacher, settings.get(LoadOptions))
@@ -140,7 +156,7 @@ def _fit(
         accelerator=accelerator,
         evaluate=evaluate,
         draw_samples=draw,
-        condition_dropout=dropout,
-        hooks=[*writer.on_the_way(accelerator), *hooks],
+        condition_dropout=asked.dropout,
+        hooks=[*writer.on_the_way(accelerator), *asked.hooks],
         resume=options.resume,
     )
