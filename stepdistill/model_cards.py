@@ -17,12 +17,10 @@ from .single_file import described_in, whole_description
 from .sources import read_model_index, shown_source
 from .teachers import LoadOptions, Teacher
 
-# the hub's names of tasks
+# the hub's names of tasks, where they differ from ours
 PIPELINE_TAGS = {
-    "text-to-image": "text-to-image",
-    "text-to-video": "text-to-video",
-    "image-to-video": "image-to-video",
     "class-to-image": "unconditional-image-generation",
+    "unconditional": "unconditional-image-generation",
 }
 
 
@@ -105,7 +103,7 @@ def model_card(
     """The text of README.md."""
     header: dict[str, Any] = {
         "library_name": "diffusers",
-        "pipeline_tag": PIPELINE_TAGS.get(teacher.family.card.task, "text-to-image"),
+        "pipeline_tag": PIPELINE_TAGS.get(teacher.family.card.task, teacher.family.card.task),
         "tags": ["stepdistill", "step-distillation", *(["lora"] if lora else [])],
     }
     if teacher.name.count("/") == 1 and not Path(teacher.name).exists():
@@ -132,12 +130,14 @@ This code, run in this folder, was compared with the trainer when the folder was
 
 
 def _steps(teacher: Teacher, plan: StepPlan) -> str:
-    """Where the network is called, in its own timesteps."""
+    """Where the network is called, in its own timesteps, and under which guidance."""
     times = torch.tensor(plan.times, dtype=torch.float64)
     native = teacher.denoiser.schedule.timestep(times).tolist()
     listed = ", ".join(f"{step:.4g}" for step in native)
     calls = "call" if plan.steps == 1 else "calls"
-    return f"{plan.steps} network {calls} a sample, at timestep {listed}, without guidance.\n"
+    told = teacher.family.told_guidance(teacher.pipeline)
+    guidance = "without guidance" if told is None else f"each told guidance_scale={told}"
+    return f"{plan.steps} network {calls} a sample, at timestep {listed}, {guidance}.\n"
 
 
 def _quality(metrics: dict[str, float]) -> str:

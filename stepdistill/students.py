@@ -81,15 +81,17 @@ class Student:
         return [kinds[i % len(kinds)] for i in range(num)]
 
     def guidance(self, scale: float | None, anyway: bool = False) -> dict[str, Any]:
-        """The argument for a guidance scale, which a student has inside. UserError above 1 for a
-        student, unless ``anyway``.
+        """The argument for a guidance scale. UserError for a student, unless ``anyway``: its own
+        is inside it, but 1, which is off, and what its network is told.
         """
         if scale is None:
             return {}
-        if self.plan is not None and scale > 1 and not anyway:
+        told = self.family.told_guidance(self.pipeline)
+        if self.plan is not None and scale > 1 and scale != told and not anyway:
+            trained = "without guidance" if told is None else f"at guidance_scale={told} alone"
             raise UserError(
-                f"this student was trained without guidance, guidance_scale={scale} spoils it: "
-                "leave it out, or add --anyway true"
+                f"this student was trained {trained}, guidance_scale={scale} spoils it: leave it "
+                "out, or add --anyway true"
             )
         return self.family.guidance_call(self.pipeline, scale)
 

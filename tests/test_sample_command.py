@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from commands import check_exports_here, run
 from PIL import Image
-from tiny_pipelines import PIPELINES
+from tiny_pipelines import PIPELINES, image
 
+from stepdistill.errors import UserError
 from stepdistill.export import export
 from stepdistill.parser import gathered
 from stepdistill.plans import StepPlan
@@ -112,7 +114,7 @@ def test_a_comparison_is_one_labelled_grid(
     [
         ([], "told by text: give --prompt"),
         (["--prompt", "a", "--labels", "1"], "told by text: give --prompt, and no labels"),
-        (["--prompt", "a", "--guidance_scale", "5"], "was trained without guidance"),
+        (["--prompt", "a", "--guidance_scale", "5"], "trained at guidance_scale=3.5 alone"),
         (["--prompt", "a", "--steps", "3"], "4 trained steps: use one of [1, 2, 4]"),
         (["--prompt", "a", "--steps", "1", "2", "--output", "folder"], "need a .png"),
         (["--prompt", "a", "--image", "x.png"], "goes on from no first frame: leave image out"),
@@ -157,6 +159,16 @@ def test_an_empty_prompt_is_sampled(folders: tuple[Path, Path], tmp_path: Path) 
     asked = ["--prompt", "", "--num", "1", "--output", tmp_path / "grid.png"]
     assert run("sample", folders[1], *asked) == 0
     assert (tmp_path / "grid.png").exists()
+
+
+def test_guidance_that_a_student_is_told(folders: tuple[Path, Path]) -> None:
+    """Flux's network takes the scale as a number, which may be named; the schnell one takes none,
+    and says so."""
+    student = load_student(folders[1])
+    assert student.guidance(3.5) == {"guidance_scale": 3.5}
+    schnell = image.flux(guidance_embeds=False)
+    with pytest.raises(UserError, match="was trained without guidance"):
+        replace(student, pipeline=schnell).guidance(3.5)
 
 
 def test_guidance_on_a_student_when_asked(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -155,6 +155,10 @@ class Family(ABC):
         """The stock pipeline's arguments for ``guidance_scale``, which is 1 where it is off."""
         return {"guidance_scale": guidance_scale}
 
+    def told_guidance(self, pipeline: Any) -> float | None:
+        """The guidance scale that a student's network takes as a number; None if it takes none."""
+        return None
+
     @property
     def is_told_by_text(self) -> bool:
         """Whether its conditionings are prompts, not classes."""

@@ -110,6 +110,9 @@ class Flux(LatentFamily):
             return EmbeddedGuidance(teacher.denoiser, guidance_scale)
         return super().guided(teacher, guidance_scale)
 
+    def told_guidance(self, pipeline: Any) -> float | None:
+        return DEFAULT_GUIDANCE if pipeline.transformer.config.guidance_embeds else None
+
     def guidance_call(self, pipeline: Any, guidance_scale: float) -> dict[str, Any]:
         return {"guidance_scale": DEFAULT_GUIDANCE if guidance_scale == 1 else guidance_scale}
 
