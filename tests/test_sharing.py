@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from commands import check_exports_here, draw_no_report, run
 from huggingface_hub.errors import HfHubHTTPError
 from tiny_pipelines import PIPELINES
 
+from stepdistill.distil.checks import warn_of_path
+from stepdistill.distil.options import DistilOptions
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.sharing import push_to_hub
+from stepdistill.teachers import load_teacher
 
 HOST = "https://hub.example"
 
@@ -54,7 +58,10 @@ def test_the_whole_folder_is_sent(student: Path, hub: list[tuple[str, dict[str, 
 
 @pytest.mark.slow
 def test_a_run_pushes_what_it_exported(
-    tmp_path: Path, hub: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    hub: list[tuple[str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A bad name is refused before training; of "both" the LoRA goes beside the student."""
     check_exports_here(monkeypatch)
@@ -67,6 +74,7 @@ def test_a_run_pushes_what_it_exported(
     assert run("train", "dmd2", *told, *size, *short, "--push_to_hub=me/fast/er") == 2
     assert not (tmp_path / "run").exists()
     assert run("train", "dmd2", *told, *size, *short, "--push_to_hub=me/fast") == 0
+    assert f"will show {tmp_path / 'teacher'}" in capsys.readouterr().err
     sent = [(call["repo_id"], call["folder_path"].name) for kind, call in hub if kind == "upload"]
     assert sent == [("me/fast", "student"), ("me/fast-lora", "lora")]
     card = json.loads((tmp_path / "run/student/stepdistill.json").read_text())
@@ -91,3 +99,29 @@ def test_refusals(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(StepDistillError, match=r"401.*hf auth login.*the folder itself is whole"):
         push_to_hub(student, "me/fast")
+
+
+@pytest.mark.parametrize(
+    ("export", "pushed", "local", "said"),
+    [
+        ("both", "me/fast", True, True),
+        ("lora", "me/fast", True, True),
+        ("lora", "me/fast", False, False),
+        ("lora", "", True, False),
+        ("folder", "me/fast", True, False),
+    ],
+)
+def test_a_loras_card_that_would_show_a_path_is_warned_of(
+    export: Any,
+    pushed: str,
+    local: bool,
+    said: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its code loads the teacher from where it lay: of use to strangers from the hub alone."""
+    PIPELINES["dit"]().save_pretrained(tmp_path)
+    teacher = replace(load_teacher(tmp_path), **({} if local else {"source": "owner/model"}))
+    options = DistilOptions("t", "o", export=export, push_to_hub=pushed)
+    warn_of_path(options, teacher)
+    assert (f"will show {tmp_path}" in capsys.readouterr().err) == said

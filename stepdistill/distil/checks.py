@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from ..data import Data, TensorData
 from ..data.sharded_data import ShardedData
 from ..errors import UserError
@@ -42,6 +45,19 @@ def check_validation(options: DistilOptions, teacher: Teacher) -> None:
         raise UserError(
             f"{teacher.name} goes on from first frames, which --validation_prompts do not bring: "
             "leave them out, and the grids show examples of its family"
+        )
+
+
+def warn_of_path(options: DistilOptions, teacher: Teacher) -> None:
+    """Say, while there is nothing to push yet, that a LoRA's card will show where a teacher lies:
+    the code on it loads the teacher too.
+    """
+    pushed = options.push_to_hub and options.export in ("lora", "both")
+    if pushed and Path(teacher.source).exists():
+        print(
+            f"the card of the LoRA will show {teacher.source}, which nobody else can load: give "
+            "the teacher's hub id as --teacher, or change README.md on the hub",
+            file=sys.stderr,
         )
 
 

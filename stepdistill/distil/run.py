@@ -30,7 +30,7 @@ from ..runs import RunFolder
 from ..savings import MemoryOptions
 from ..teachers import LoadOptions, Teacher
 from .build import build_method, read_teacher
-from .checks import check_export, check_possible, check_validation
+from .checks import check_export, check_possible, check_validation, warn_of_path
 from .data import condition_dropout, load_data
 from .dry_run import one_iteration
 from .hooks import own_hooks
@@ -80,6 +80,8 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
+    if accelerator.is_main_process:
+        warn_of_path(options, teacher)
     if options.dry_run and accelerator.is_main_process:
         ranks, device = accelerator.num_processes, accelerator.device.type
         print(estimate(method, data, settings.get(FitConfig), ranks, device).table())
