@@ -16,7 +16,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from .backbones.family import Family
 
-GUIDE = 'CONTRIBUTING.md, section "A model family", says how to write an adapter'
+GUIDE = "`python -m pydoc stepdistill.backbones.family` says how to write an adapter"
 
 # pipeline class -> module in backbones/ and class there
 BUILT_IN = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import pytest
 from commands import check_exports_here, draw_no_report, run
 from PIL import Image
 from tiny import tiny_teacher_folder
+from tiny_pipelines import PIPELINES
 
 from stepdistill.backbones.pixel import EDMPixels
 
@@ -616,3 +618,15 @@ def test_a_lora_in_place_of_a_whole_student(tmp_path: Path, refused: Refusal) ->
     says = [f"{tmp_path} holds a LoRA", str(tmp_path / "README.md")]
     refused("sample", tmp_path, "--prompt", "a", says=says)
     refused("train", "dmd2", "--teacher", tmp_path, "--output", tmp_path / "run", says=says)
+
+
+def test_times_that_no_stock_scheduler_follows(tmp_path: Path, refused: Refusal) -> None:
+    """The mend is told in the option's own numbers, and is one."""
+    folder = tmp_path / "teacher"
+    PIPELINES["ddpm"]().save_pretrained(folder)
+    given = ["train", "dmd2", *short(folder, tmp_path / "run"), "--method.gan_weight=0"]
+    message = refused(*given, "--steps=3", says=["timesteps [999.0, 665.7, 332.3]"])
+    times = re.search(r"as with --times (\S+)", message)
+    assert times is not None
+    assert times[1] == "[0.999,0.666,0.333]"
+    assert run(*given, "--times", times[1], "--max_steps=1") == 0

@@ -4,6 +4,13 @@ An adapter is one class. Its teacher speaks x0 through a :class:`~stepdistill.de
 its students are folders of the very same stock pipeline class. The contract is proved by tests for
 each family: the teacher's samples equal the stock pipeline's, and the stock pipeline run on an
 exported student gives the trainer's own x0.
+
+To write an adapter: a ``stepdistill.denoisers.Backbone`` that calls diffusers' own network, and a
+class under ``stepdistill.backbones.latent.LatentFamily`` (or ``Family``) with it, a ``card``,
+``sample_shape``, ``encode`` and ``null``; everything else has a default that you override where
+the stock pipeline differs. ``stepdistill.backbones.sd`` is a short one. Call
+``stepdistill.families.register(MyFamily())`` before anything is loaded, or name the class in an
+entry point of the group ``stepdistill.families``: the commands then know the pipeline too.
 """
 
 from __future__ import annotations

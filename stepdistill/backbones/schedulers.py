@@ -129,10 +129,11 @@ def _lcm(schedule: VPSchedule, parametrization: Parametrization, plan: StepPlan)
     length, count = round(steps[0]) + 1, plan.steps
     if length % count or steps != [length * (count - j) // count - 1 for j in range(count)]:
         near = length // count * count
-        even = [near * (count - j) // count - 1 for j in range(count)]
+        even = torch.tensor([near * (count - j) // count - 1 for j in range(count)])
+        times = ",".join(f"{t:.7g}" for t in schedule.time_of_timestep(even).tolist())
         raise UserError(
-            "no stock scheduler follows the timesteps "
-            f"{[round(s, 1) for s in steps]}: they must be evenly spaced, such as {even}"
+            f"no stock scheduler follows the timesteps {[round(s, 1) for s in steps]}: they must "
+            f"be whole and evenly spaced, as with --times [{times}]"
         )
     names = {kind: name for name, kind in PREDICTIONS.items()}
     return LCMScheduler(
