@@ -12,8 +12,9 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from stepdistill.backbones.schedulers import few_step
+from stepdistill.backbones.schedulers import few_step, read
 from stepdistill.denoisers import PredictsEDM, PredictsEps, PredictsV
+from stepdistill.errors import UserError
 from stepdistill.plans import StepPlan, renoise_move
 from stepdistill.schedules import (
     EDMSchedule,
@@ -485,6 +486,26 @@ def test_a_students_scheduler_writes_other_betas_out(betas):
     found = few_step(theirs, PredictsV(), StepPlan())
     close(found.alphas_cumprod, theirs.knots[1:], 5e-6)
     assert len(found.config.trained_betas) == theirs.num_steps
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_eps_at_zero_terminal_snr_is_refused(name):
+    """Also of Euler's table, which ends at 2^-24; a cosine table that ends below it is of eps."""
+    with pytest.raises(UserError, match=r"zero terminal SNR.*or rescale_betas_zero_snr to false"):
+        read(scheduler(name, **BETAS["zero_snr"]))
+    cosine, prediction = read(scheduler("DDPMScheduler", **BETAS["squaredcos_cap_v2"]))
+    assert cosine.knots[-1] < 2.0**-24
+    assert isinstance(prediction, PredictsEps)
+    schedule, _ = read(scheduler(name, prediction_type="v_prediction", **BETAS["zero_snr"]))
+    assert schedule.knots[-1] <= 2.0**-24
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_edm_noise_levels_are_sent_to_their_pipeline(name):
+    """Not to a scheduler of another schedule: VP networks are fed steps."""
+    with pytest.raises(UserError, match=rf"{name} states EDM's.*ConsistencyModelPipeline") as found:
+        read(scheduler(name))
+    assert "DDIM" not in str(found.value)
 
 
 # --- diffusers: EDM, flow and trigonometric grids ----------------------------------------------

@@ -60,6 +60,12 @@ def read(scheduler: Any, mu: float | None = None) -> tuple[Schedule, Parametriza
         return FlowSchedule(math.exp(mu or 0) if dynamic else config.shift), PredictsFlow()
     if config.get("use_flow_sigmas"):
         return FlowSchedule(config.get("flow_shift") or 1.0), PredictsFlow()
+    if "sigma_data" in config and "sigma_min" in config:
+        raise UserError(
+            f"the teacher's scheduler {name} states EDM's noise levels, on which pixel networks "
+            "alone are distilled: save it as a ConsistencyModelPipeline with "
+            "CMStochasticIterativeScheduler, if its network was trained to be fed 250 ln(sigma)"
+        )
     prediction = config.get("prediction_type")
     if not hasattr(scheduler, "alphas_cumprod") or prediction not in PREDICTIONS:
         raise UserError(
@@ -68,8 +74,12 @@ def read(scheduler: Any, mu: float | None = None) -> tuple[Schedule, Parametriza
             "FlowMatchEulerDiscreteScheduler"
         )
     schedule = VPSchedule(scheduler.alphas_cumprod)
-    if prediction == "epsilon" and schedule.knots[-1] == 0:
-        raise UserError(f"{name}: eps cannot be predicted at zero terminal SNR, x0 is undefined")
+    zero_snr = config.get("rescale_betas_zero_snr") or schedule.knots[-1] == 0
+    if prediction == "epsilon" and zero_snr:  # Euler's table then ends at 6e-8, where x0 is noise
+        raise UserError(
+            f"{name}: eps cannot be predicted at zero terminal SNR, x0 is undefined. Set "
+            "prediction_type to what the model was trained on, or rescale_betas_zero_snr to false"
+        )
     return schedule, PREDICTIONS[prediction]()
 
 
