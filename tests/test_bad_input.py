@@ -296,6 +296,13 @@ def test_a_plan_that_could_not_be_exported(teacher: Path, tmp_path: Path, refuse
     assert not (tmp_path / "run").exists()
 
 
+def test_a_class_has_no_tokens(teacher: Path, tmp_path: Path, refused: Refusal) -> None:
+    """A length of prompts, asked of a teacher without any."""
+    given = ["train", "ect", "--data=digits", *short(teacher, tmp_path / "run")]
+    refused(*given, "--load.max_tokens=5", says=["ConsistencyModelPipeline", "leave max_tokens"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_guidance_needs_a_null_conditioning(tmp_path: Path, refused: Refusal) -> None:
     """Asked of a teacher without a null class."""
     teacher = tiny_teacher_folder(tmp_path / "teacher", null_class=None, num_class_embeds=10)

@@ -7,6 +7,7 @@ student gives the trainer's x0.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -368,6 +369,19 @@ def noisy(teacher: Teacher, t: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 2, *teacher.sample_shape, generator=generator)
     return teacher.denoiser.schedule.add_noise(x0, t, eps)
+
+
+def test_prompts_longer_than_the_pipeline_takes_are_refused(teacher: Teacher) -> None:
+    """At once, not by the exported student; and any length where the pipeline's call has none."""
+    family, most = teacher.family, teacher.family.max_tokens
+    called = inspect.signature(type(teacher.pipeline).__call__).parameters
+    assert (most is None) == ("max_sequence_length" not in called)
+    if most is not None:
+        family.check_tokens(LoadOptions(max_tokens=most))
+    says = "leave max_tokens out" if most is None else f"at most {most} tokens"
+    if isinstance(family, LatentFamily):
+        with pytest.raises(UserError, match=says):
+            family.teacher(teacher.pipeline, "", LoadOptions(max_tokens=1 + (most or 0)))
 
 
 def x0_and_gradient(denoiser: Denoiser, teacher: Teacher) -> tuple[Tensor, Tensor]:

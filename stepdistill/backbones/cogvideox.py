@@ -61,6 +61,7 @@ class CogVideoX(LatentFamily):
         scheduler="LCMScheduler",
     )
     backbone = CogVideoXBackbone
+    max_tokens = 226  # the network learned so many positions
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def sample_shape(self, pipeline: Any, options: LoadOptions) -> tuple[int, ...]:

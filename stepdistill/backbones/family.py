@@ -65,6 +65,8 @@ class Family(ABC):
     ``teacher_steps`` are those of :meth:`sample` unless told otherwise. Without
     ``samples_teachers`` the stock pipeline walks as students do, and a teacher is sampled by
     :meth:`sample` alone.
+    ``max_tokens`` is the longest prompt that may be asked for, None where the stock pipeline's call
+    has no such argument.
     """
 
     card: ClassVar[FamilyCard]
@@ -73,6 +75,7 @@ class Family(ABC):
     passes_generator: ClassVar[bool] = True
     teacher_steps: ClassVar[int] = 30  # where most pipelines' samples stop changing to the eye
     samples_teachers: ClassVar[bool] = True
+    max_tokens: ClassVar[int | None] = None
 
     @abstractmethod
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
@@ -80,6 +83,20 @@ class Family(ABC):
 
         ``folder`` may be one checkpoint file, which ``components.read_pipeline`` reads too.
         """
+
+    def check_tokens(self, options: LoadOptions) -> None:
+        """UserError for a ``max_tokens`` that the stock pipeline does not take."""
+        if options.max_tokens is None:
+            return
+        if self.max_tokens is None:
+            raise UserError(
+                f"{self.card.pipeline} takes no length of its prompts: leave max_tokens out"
+            )
+        if options.max_tokens > self.max_tokens:
+            raise UserError(
+                f"{self.card.pipeline} takes prompts of at most {self.max_tokens} tokens: "
+                f"max_tokens={options.max_tokens} is too many"
+            )
 
     def load_without_encoders(
         self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored

@@ -78,6 +78,7 @@ class Flux(LatentFamily):
         scheduler="FlowMatchEulerDiscreteScheduler",
     )
     backbone = FluxBackbone
+    max_tokens = 512
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -79,6 +79,7 @@ class LatentFamily(Family):
         self, pipeline: Any, name: str, options: LoadOptions, stored: Stored | None = None
     ) -> Teacher:
         """The Teacher of a pipeline that is already in memory; its networks are frozen."""
+        self.check_tokens(options)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 frozen(part)

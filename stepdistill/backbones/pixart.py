@@ -57,6 +57,7 @@ class PixArtAlpha(LatentFamily):
         scheduler="LCMScheduler",
     )
     backbone = PixArtBackbone
+    max_tokens = 512  # its pipelines set no bound: what T5 was trained on
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
         *("proj", "linear", "linear_1", "linear_2"),

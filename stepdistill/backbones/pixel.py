@@ -61,6 +61,7 @@ class EDMPixels(Family):
 
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
         """``card`` names the null class, if there is one."""
+        self.check_tokens(options)
         pipeline = read_pipeline(ConsistencyModelPipeline, folder, options)
         if not isinstance(pipeline.scheduler, CMStochasticIterativeScheduler):
             raise UserError(

@@ -81,6 +81,7 @@ class QwenImage(LatentFamily):
         scheduler="FlowMatchEulerDiscreteScheduler",
     )
     backbone = QwenImageBackbone
+    max_tokens = 1024
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

@@ -48,6 +48,7 @@ class Sana(LatentFamily):
         scheduler="FlowMatchEulerDiscreteScheduler",
     )
     backbone = SanaBackbone
+    max_tokens = 512  # its pipeline sets no bound, and takes 300 by default
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     student_call: ClassVar[dict[str, Any]] = {
         "guidance_scale": 1.0,

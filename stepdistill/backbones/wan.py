@@ -95,6 +95,7 @@ class WanTextToVideo(LatentFamily):
         scheduler="FlowMatchEulerDiscreteScheduler",
     )
     backbone = WanBackbone
+    max_tokens = MAX_TOKENS
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     passes_generator = False
 

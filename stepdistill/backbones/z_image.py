@@ -55,6 +55,7 @@ class ZImage(LatentFamily):
         scheduler="FlowMatchEulerDiscreteScheduler",
     )
     backbone = ZImageBackbone
+    max_tokens = MAX_TOKENS
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
     student_call: ClassVar[dict[str, Any]] = {"guidance_scale": 0.0}
     gives_sigmas = True
