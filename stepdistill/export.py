@@ -108,7 +108,7 @@ def _record(teacher: Teacher, plan: StepPlan, card: Mapping[str, Any] | None) ->
         "plan": plan.to_dict(),
         "sample_shape": list(teacher.sample_shape),
         "num_classes": teacher.num_classes,
-        "counts": teacher.family.counts(plan),
+        "counts": teacher.family.counts(teacher, plan),
         "call": teacher.family.settings(teacher),
         **({} if tokens is None else {"max_tokens": tokens}),
     }

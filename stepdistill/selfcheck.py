@@ -59,7 +59,7 @@ def check(
     """
     family, seeds = teacher.family, CHECK_SEEDS
     prompts = teacher.examples(len(seeds))
-    counts = family.counts(plan)
+    counts = family.counts(teacher, plan)
     arguments = {**call(teacher, prompts), "output_type": family.output_type}
     stock = _stock_samples(folder, code, counts, arguments)
     own = copy.deepcopy(generator).cpu().eval()

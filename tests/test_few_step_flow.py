@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,10 @@ def test_a_student_of_an_uneven_plan(tmp_path: Path) -> None:
 def test_pipelines_of_other_habits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that passes sigmas and packs its latents, one that takes neither sigmas nor timesteps."""
+    """One that passes sigmas and packs its latents, one that takes neither sigmas nor timesteps.
+
+    Parts of the plan can be called where our scheduler travels, or the pipeline makes the grid.
+    """
     check_exports_here(monkeypatch)
     PIPELINES[name]().save_pretrained(tmp_path / "teacher")
     size = CALLS[name]
@@ -155,8 +159,13 @@ def test_pipelines_of_other_habits(
     )
     teacher = load_teacher(tmp_path / "teacher", options=options)
     difference = export(teacher.student(), teacher, UNEVEN, tmp_path / "student")
-    assert difference < 1e-4
+    assert difference < 1e-4  # at each of these numbers of steps
+    assert load_student(tmp_path / "student").counts == (1, 2, 4)
     assert (tmp_path / "student" / "scheduler" / "few_step_flow.py").exists()
+    counts = teacher.family.counts
+    assert counts(teacher, replace(UNEVEN, whole=True)) == [4]
+    even = counts(teacher, StepPlan.uniform(4))  # diffusers' scheduler: its grid, or the pipeline's
+    assert even == ([1, 2, 4] if name == "flux" else [4])
 
 
 @pytest.mark.slow

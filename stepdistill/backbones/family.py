@@ -148,7 +148,7 @@ class Family(ABC):
         """The other arguments that a student's call needs: its size, no guidance."""
         return {}
 
-    def counts(self, plan: StepPlan) -> list[int]:
+    def counts(self, teacher: Teacher, plan: StepPlan) -> list[int]:
         """The numbers of steps that an exported student can be called with."""
         return plan.counts()
 

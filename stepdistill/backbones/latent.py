@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from .. import lora_files
@@ -122,10 +122,11 @@ class LatentFamily(Family):
     def check_plan(self, teacher: Teacher, plan: StepPlan) -> None:
         self.few_step_scheduler(teacher.denoiser, plan)
 
-    def counts(self, plan: StepPlan) -> list[int]:
-        if self.card.scheduler.startswith("LCM") or self.gives_sigmas:
-            return plan.counts()
-        return [plan.steps]  # the scheduler's last noise level is that of the whole plan
+    def counts(self, teacher: Teacher, plan: StepPlan) -> list[int]:
+        scheduler = self.few_step_scheduler(teacher.denoiser, plan)
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not self.gives_sigmas:
+            return [plan.steps]  # its last noise level is that of the whole plan
+        return plan.counts()
 
     def few_step_scheduler(self, denoiser: Denoiser, plan: StepPlan) -> Any:
         """The stock scheduler that walks ``plan``; UserError if there is none."""
