@@ -40,6 +40,7 @@ from stepdistill.teachers import (
     Stored,
     Teacher,
     built_in_worlds,
+    load_encoders,
     load_teacher,
 )
 from stepdistill.times import UniformTimes
@@ -230,6 +231,17 @@ def test_students_of_precomputed_samples_are_measured_too() -> None:
         found.append(evaluate())
     assert found[0]["caption_accuracy"] == found[1]["caption_accuracy"]
     assert found[0]["fid"] == pytest.approx(found[1]["fid"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_precomputed_prompts_are_as_long_as_the_teachers(name: str) -> None:
+    """Encoders alone read the teacher's card too: the same conditionings, token for token."""
+    prompts = ["a red two", "a large blue seven at the top"]
+    cond, encoded = loaded(name).encode(prompts), load_encoders(name).encode(prompts)
+    assert {k: v.shape for k, v in encoded.items()} == {k: v.shape for k, v in cond.items()}
+    assert all(torch.equal(encoded[key], cond[key]) for key in cond)
+    kept = Stored(loaded(name).null_cond, cond)
+    assert load_teacher(name, stored=kept).options == loaded(name).options
 
 
 def measured_as_a_user(name: str, place: Path) -> dict[str, Any]:

@@ -48,9 +48,8 @@ class LatentFamily(Family):
     gives_sigmas: ClassVar[bool] = False
 
     def load(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        options = _completed(options, card)
         pipeline = read_pipeline(DiffusionPipeline, folder, options)
-        if options.max_tokens is None:
-            options = replace(options, max_tokens=card.get("max_tokens"))
         teacher = self.teacher(pipeline, str(folder), options)
         return replace(teacher, prompts=tuple(card.get("prompts", ())))
 
@@ -58,11 +57,13 @@ class LatentFamily(Family):
         self, folder: Path, card: dict[str, Any], options: LoadOptions, stored: Stored
     ) -> Teacher:
         """Encoders are None in the pipeline; an autoencoder that is not needed has its config."""
+        options = _completed(options, card)
         instead = without_encoders(described_in(folder, options.config), stored.decodes)
         pipeline = load_pipeline(folder, instead, options)
         return self.teacher(pipeline, str(folder), options, stored)
 
     def load_encoders(self, folder: Path, card: dict[str, Any], options: LoadOptions) -> Teacher:
+        options = _completed(options, card)
         instead = without_networks(described_in(folder, options.config))
         pipeline = load_pipeline(folder, instead, options)
         return self.teacher(pipeline, str(folder), options)
@@ -292,3 +293,10 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     shift, scale = per_channel(vae, latent.float())
     x0: Tensor = (latent.float() - shift) * scale
     return x0
+
+
+def _completed(options: LoadOptions, card: dict[str, Any]) -> LoadOptions:
+    """With the length of prompts that the teacher's card states, where none is asked for."""
+    if options.max_tokens is None:
+        return replace(options, max_tokens=card.get("max_tokens"))
+    return options
