@@ -106,12 +106,12 @@ def t2i_one_step() -> dict[str, Any]:
     return {
         **captioned_dmd2(),
         "times": [0.8],
-        "max_steps": 2_200,
-        "lr_decay": 900,
+        "max_steps": 3_000,
+        "lr_decay": 1_300,
         "method.generator_lr": 6e-4,
         "method.critic_lr": 1.2e-3,
         "method.critic_steps": 1,
-        "method.guidance_scale": 1.45,
+        "method.guidance_scale": 1.43,
     }
 
 
