@@ -38,7 +38,7 @@ class LoadOptions:
         height: pixels; default: the model's own
         width: pixels; default: the model's own
         frames: of a video; default: the pipeline's own
-        max_tokens: of a prompt, where the family pads it; default: the pipeline's own
+        max_tokens: of a prompt, at most what the family takes; default: the pipeline's own
         encoders: where the text encoders and the autoencoder live, the "cpu" or the "device" that
             trains; "device" encodes faster and takes their memory there
         config: of a teacher in one .safetensors file: the diffusers folder or hub id with the
