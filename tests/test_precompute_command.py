@@ -27,7 +27,7 @@ from stepdistill.data.captioned_images import Size
 from stepdistill.data.sharded_data import ShardedData, load_shards
 from stepdistill.denoisers import Denoiser
 from stepdistill.errors import UserError
-from stepdistill.fit import fit
+from stepdistill.fit import FitResult, fit
 from stepdistill.initial import start_from
 from stepdistill.losses import squared_error
 from stepdistill.plans import StepPlan, start
@@ -222,10 +222,10 @@ def test_validation_prompts_of_a_precomputed_run(
         loads.append(weakref.ref(teacher.pipeline.text_encoder))
         return teacher
 
-    def began(method: object, data: object, *given: object, **more: object) -> object:
+    def began(*given: Any, **more: Any) -> FitResult:
         gc.collect()
         assert all(encoder() is None for encoder in loads)
-        return fit(method, data, *given, **more)  # type: ignore[arg-type]
+        return fit(*given, **more)
 
     monkeypatch.setattr("stepdistill.distil.validation.load_encoders", watched)
     monkeypatch.setattr("stepdistill.distil.run.fit", began)
