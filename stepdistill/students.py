@@ -114,23 +114,28 @@ class Student:
         later_noise = steps > 1 and not self.family.passes_generator
         size, parts = 1 if later_noise and alone else batch_size, []
         for begin in range(0, len(seeds), size):
-            own = seeds[begin : begin + size]
-            with (
-                torch.random.fork_rng(enabled=not self.family.passes_generator),
-                truncation_asked_for(self.pipeline, self.call.get("max_sequence_length")),
-            ):
-                if not self.family.passes_generator:
-                    torch.manual_seed(own[0])
-                pixels = self.pipeline(
-                    num_inference_steps=steps,
-                    generator=[torch.Generator().manual_seed(seed) for seed in own],
-                    output_type="np",
-                    return_dict=False,
-                    **{**self.family.told(given[begin : begin + size]), **self.call, **more},
-                )[0]
-            parts.append(torch.from_numpy(np.asarray(pixels)))
-        found = torch.cat(parts).movedim(-1, 1)
-        return found * 2 - 1
+            own = slice(begin, begin + size)
+            parts.append(self.sample_batch(given[own], seeds[own], steps, **more))
+        return torch.cat(parts)
+
+    def sample_batch(
+        self, told: Sequence[Any], seeds: Sequence[int], steps: int, **more: Any
+    ) -> Tensor:
+        """One call of the pipeline, as :meth:`sample` makes them."""
+        with (
+            torch.random.fork_rng(enabled=not self.family.passes_generator),
+            truncation_asked_for(self.pipeline, self.call.get("max_sequence_length")),
+        ):
+            if not self.family.passes_generator:
+                torch.manual_seed(seeds[0])
+            pixels = self.pipeline(
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="np",
+                return_dict=False,
+                **{**self.family.told(told), **self.call, **more},
+            )[0]
+        return torch.from_numpy(np.asarray(pixels)).movedim(-1, 1) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -159,31 +164,19 @@ class SampledByFamily(Student):
         self.teacher.guided(scale)
         return {"guidance_scale": scale}
 
-    def sample(
-        self,
-        told: Sequence[Any] | None,
-        seeds: Sequence[int],
-        steps: int,
-        batch_size: int = 128,
-        alone: bool = True,
-        **more: Any,
+    def sample_batch(
+        self, told: Sequence[Any], seeds: Sequence[int], steps: int, **more: Any
     ) -> Tensor:
-        """As :meth:`Student.sample`, from the same noise, by the family's sampler.
+        """From the noise that the pipeline would begin with, by the family's sampler.
 
-        Sample i depends on seeds[i] and told[i] alone, with or without ``alone``; of ``more`` there
-        is ``guidance_scale``, 1 unless given.
+        Of ``more`` there is ``guidance_scale``, 1 unless given; UserError for anything else.
         """
-        given = [None] * len(seeds) if told is None else told
-        scale, parts = more.pop("guidance_scale", 1.0), []
+        scale = more.pop("guidance_scale", 1.0)
         if more:
             raise UserError(f"{self.teacher.name} samples one size: {', '.join(more)} do not apply")
-        for begin in range(0, len(seeds), batch_size):
-            own = slice(begin, begin + batch_size)
-            z = NoiseStreams(seeds[own]).normal(self.teacher.sample_shape)
-            cond = self.teacher.encode(given[own])
-            x0 = sample_teacher(self.teacher, cond, z, steps, scale)
-            parts.append(self.teacher.decode(x0).clamp(-1, 1).cpu())
-        return torch.cat(parts)
+        z = NoiseStreams(seeds).normal(self.teacher.sample_shape)
+        x0 = sample_teacher(self.teacher, self.teacher.encode(told), z, steps, scale)
+        return self.teacher.decode(x0).clamp(-1, 1).cpu()
 
 
 def load_student(folder: Path, config: str | None = None) -> Student:
