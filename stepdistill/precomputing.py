@@ -85,6 +85,7 @@ class PrecomputeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        check_seed(self.seed)
         if self.data and (self.prompts or self.pairs):
             raise UserError("--data brings its own captions or classes: give it alone")
         if self.buckets and not self.data:
@@ -151,7 +152,6 @@ def _task(options: PrecomputeOptions, teacher: Teacher) -> Task:
 
 
 def _pairs(options: PrecomputeOptions, teacher: Teacher) -> Task:
-    check_seed(options.seed)
     check_deterministic(teacher, options.sampler_steps)
     teacher.guided(options.guidance_scale)  # UserError if it cannot be
     if teacher.is_told_by_text and not options.prompts:

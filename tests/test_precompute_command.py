@@ -521,6 +521,7 @@ def test_a_folder_that_is_not_complete(
         (["--prompts=p", "--buckets=true"], "buckets are of images"),
         (["--pairs=2", "--limit=3"], "limit is of prompts or captions"),
         (["--prompts=p", "--guidance_scale=3"], "are of pairs: give --pairs"),
+        (["--pairs=2", "--seed=99999999999999999999"], "seed must lie in 0 to"),
         (["--pairs=-1"], "pairs must be at least 0, got -1"),
         (["--prompts=p", "--batch_size=0"], "batch_size must be at least 1"),
         (["--prompts=p", "--device=gpu"], "there is no device gpu here"),
