@@ -19,10 +19,9 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.data.captioned_digits import evaluation_prompts, real_pictures
 from stepdistill.metrics.caption_quality import CaptionReference, caption_floor
-from stepdistill.metrics.features import quantised
-from stepdistill.metrics.images import digest
+from stepdistill.metrics.extractors.scenes import SCENE_CLASSIFIER, load_scene_classifier
+from stepdistill.metrics.features import digest, quantised
 from stepdistill.metrics.quality import batches
-from stepdistill.metrics.scene_classifier import SCENE_CLASSIFIER, load_scene_classifier
 
 
 @dataclass(frozen=True)

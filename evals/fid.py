@@ -25,8 +25,8 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.draws import check_seed
 from stepdistill.errors import UserError
-from stepdistill.metrics.compare import choose_features, compare, describe
-from stepdistill.metrics.sources import Sampling, open_pair
+from stepdistill.evaluation.distance import choose_features, compare, describe
+from stepdistill.evaluation.sources import Sampling, open_pair
 
 
 @dataclass(frozen=True)

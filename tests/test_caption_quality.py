@@ -22,6 +22,7 @@ from stepdistill.data.picks import Picks
 from stepdistill.data.rendering import render
 from stepdistill.data.scenes import COLOURS, Scene
 from stepdistill.errors import UserError
+from stepdistill.evaluation.stored import load_statistics
 from stepdistill.metrics.caption_quality import (
     CAPTION_REFERENCE,
     CaptionReference,
@@ -30,9 +31,12 @@ from stepdistill.metrics.caption_quality import (
     caption_reference,
     measure_captioned,
 )
-from stepdistill.metrics.images import digest
-from stepdistill.metrics.scene_classifier import SCENE_CLASSIFIER, accuracies, load_scene_classifier
-from stepdistill.metrics.stored import load_statistics
+from stepdistill.metrics.extractors.scenes import (
+    SCENE_CLASSIFIER,
+    accuracies,
+    load_scene_classifier,
+)
+from stepdistill.metrics.features import digest
 from trainers.caption_classifier import FRESH
 from trainers.caption_classifier import main as train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +22,12 @@ from evals.fid import main
 from stepdistill.cli import guarded
 from stepdistill.data.digits import digits
 from stepdistill.errors import NonFiniteError, UserError
-from stepdistill.metrics import inception
-from stepdistill.metrics.features import quantised
+from stepdistill.evaluation.images import decode, files_moments
+from stepdistill.metrics.extractors import inception
+from stepdistill.metrics.extractors.digits import digit_features
+from stepdistill.metrics.extractors.inception import inception_features
+from stepdistill.metrics.features import Features, digest, eight_bit, quantised
 from stepdistill.metrics.frechet import Statistics, frechet_distance
-from stepdistill.metrics.images import digest, digit_features, eight_bit, files_moments
-from stepdistill.metrics.inception import inception_features
 from stepdistill.metrics.quality import digits_reference, floor, measure
 from stepdistill.plans import StepPlan
 from stepdistill.sampling import NoiseStreams, sample_student, sample_teacher
@@ -34,6 +35,11 @@ from stepdistill.students import Student, load_student
 from stepdistill.teachers import CARD, Teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+
+
+def of_files(features: Features, files: Sequence[Path]) -> Tensor:
+    """Features of image files, one by one."""
+    return features.of_pixels(decode(file, features.mode) for file in files)
 
 
 def write_images(folder: Path, x0: Tensor) -> Path:
@@ -149,7 +155,7 @@ def test_files_have_the_features_of_their_tensors(folders: tuple[Path, Path]) ->
     what ``quality.measure`` makes of them; so do samples between the 256 values and outside."""
     features, x0 = digit_features(), digits()[0][:90]
     files = sorted(folders[0].iterdir())
-    assert torch.equal(features(files), features(x0))
+    assert torch.equal(of_files(features, files), features(x0))
     assert torch.equal(features(x0), digits_reference()[0].features(quantised(x0)))
     rough = x0 + 0.3 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(features(rough), digits_reference()[0].features(quantised(rough)))
@@ -355,8 +361,10 @@ def test_inception_equals_clean_fid(weights: Path, sizes: tuple[Path, Path]) -> 
             str(folder), theirs, num_workers=0, device=torch.device("cpu"), verbose=False
         )
         assert whole.shape[1] == 2048
-        np.testing.assert_array_equal(features(sorted(folder.iterdir())).numpy(), whole)
-    assert torch.equal(features(digits()[0][100:130]), features(sorted(sizes[1].iterdir())))
+        np.testing.assert_array_equal(of_files(features, sorted(folder.iterdir())).numpy(), whole)
+    assert torch.equal(
+        features(digits()[0][100:130]), of_files(features, sorted(sizes[1].iterdir()))
+    )
 
 
 @pytest.mark.skipif(
@@ -423,7 +431,8 @@ def test_inception_from_the_command_line(
     )
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "stepdistill.metrics.compare.inception_features", lambda *g: asked.append(g) or shortened
+        "stepdistill.evaluation.distance.inception_features",
+        lambda *g: asked.append(g) or shortened,
     )
     record = fid(*folders, "--weights", weights)
     assert asked == [(str(weights), "cuda" if torch.cuda.is_available() else "cpu")]

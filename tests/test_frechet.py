@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from stepdistill.errors import UserError
+from stepdistill.evaluation.stored import load_statistics
 from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
-from stepdistill.metrics.stored import load_statistics
 
 
 def sample(count: int, size: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:

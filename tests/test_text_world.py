@@ -29,7 +29,7 @@ from stepdistill.distil import build_method, data, distil, read_settings
 from stepdistill.distil.options import DistilOptions
 from stepdistill.distil.validation import evaluation
 from stepdistill.draws import Draws
-from stepdistill.metrics.scene_classifier import load_scene_classifier
+from stepdistill.metrics.extractors.scenes import load_scene_classifier
 from stepdistill.plans import StepPlan
 from stepdistill.sampling import NoiseStreams, sample_student
 from stepdistill.schedules import FlowSchedule, VPSchedule

@@ -27,7 +27,7 @@ from stepdistill.fit import FitConfig, fit
 from stepdistill.grids import save_grid
 from stepdistill.methods import Batch, Loss
 from stepdistill.metrics.caption_quality import caption_floor, measure_captioned
-from stepdistill.metrics.scene_classifier import load_scene_classifier
+from stepdistill.metrics.extractors.scenes import load_scene_classifier
 from stepdistill.plans import StepPlan
 from stepdistill.roles import Role
 

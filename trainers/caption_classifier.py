@@ -18,7 +18,7 @@ from stepdistill.config import parse
 from stepdistill.data.captioned_digits import CaptionedDigits
 from stepdistill.fit import FitConfig, fit
 from stepdistill.methods import Batch, Loss
-from stepdistill.metrics.scene_classifier import (
+from stepdistill.metrics.extractors.scenes import (
     SceneClassifier,
     accuracies,
     load_scene_classifier,

@@ -19,7 +19,7 @@ from stepdistill.config import parse
 from stepdistill.data.digits import digits, digits_data
 from stepdistill.fit import FitConfig, fit
 from stepdistill.methods import Batch, Loss
-from stepdistill.metrics.features import DigitClassifier
+from stepdistill.metrics.extractors.digits import DigitClassifier
 from stepdistill.roles import Role
 
 

@@ -16,10 +16,10 @@ from ..data.captioned_digits import Caption, evaluation_prompts, real_pictures
 from ..data.scenes import agree
 from ..errors import UserError
 from ..teachers import WORLDS
+from .extractors.scenes import SceneClassifier, load_scene_classifier
 from .features import quantised
 from .frechet import Moments, Statistics, frechet_distance
 from .quality import batches
-from .scene_classifier import SceneClassifier, load_scene_classifier
 
 CAPTION_REFERENCE = WORLDS / "digits-t2i" / "reference" / "statistics.safetensors"
 NEAR = 2_000  # samples that the diversity is taken over

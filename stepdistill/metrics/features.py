@@ -1,63 +1,93 @@
-"""Feature extractors: what a Frechet distance is measured on."""
+"""What a metric sees: extractors of features and scorers, of 8-bit images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from ..teachers import WORLDS
+from ..errors import NonFiniteError
 
-CLASSIFIER = WORLDS / "digits" / "classifier" / "model.safetensors"
+Pixels = NDArray[np.uint8]  # one image (H, W, C)
 
 
-class DigitClassifier(nn.Module):
-    """8x8 grey images in [-1, 1] -> 32 features -> 10 logits.
+@dataclass(frozen=True)
+class Features:
+    """A feature extractor: 8-bit images -> features (B, size).
 
-    The features end in a LayerNorm without weights: without it, their scale runs off where the
-    classifier is sure, and two samplings of one model differ by a factor of 1.7.
+    ``mode`` is how files are decoded (PIL's), ``prepare`` turns one image into the network's input
+    and ``resize`` says in words what it does to the pixels. ``logits`` (K, size), where the network
+    has classes, makes their logits of its features: features @ logits.T.
     """
 
-    def __init__(self, width: int = 32, features: int = 32, classes: int = 10) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *_block(1, width),
-            *_block(width, width),
-            *_block(width, 2 * width, stride=2),
-            *_block(2 * width, 2 * width),
-            nn.Flatten(),
-            nn.Dropout(0.2),
-            nn.Linear(2 * width * 16, features),
-            nn.LayerNorm(features, elementwise_affine=False),
-        )
-        self.head = nn.Linear(features, classes)
+    name: str
+    size: int
+    sha256: str  # of the weights
+    mode: str
+    prepare: Callable[[Pixels], Tensor]
+    network: Callable[[Tensor], Tensor]
+    batch_size: int = 64  # that suits it
+    resize: str = "none"
+    logits: Tensor | None = None
 
-    def features(self, x0: Tensor) -> Tensor:
-        """(B, 32)."""
-        features: Tensor = self.body(x0)
-        return features
+    def __call__(self, x0: Tensor) -> Tensor:
+        """x0 (B, C, H, W) in [-1, 1] -> (B, size), of the 8-bit images that files would hold."""
+        return self.of_pixels(eight_bit(x0))
 
-    def forward(self, x0: Tensor) -> Tensor:
-        """Logits (B, 10)."""
-        logits: Tensor = self.head(self.body(x0))
-        return logits
+    def of_pixels(self, images: Iterable[Pixels]) -> Tensor:
+        """(B, size) of images (H, W, C) in 0 to 255."""
+        return self.network(torch.stack([self.prepare(pixels) for pixels in images]))
 
 
-def _block(inward: int, outward: int, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(inward, outward, 3, stride=stride, padding=1)
-    return [conv, nn.GroupNorm(8, outward), nn.SiLU()]
+@dataclass(frozen=True)
+class Scorer:
+    """A score of an image and its prompt: 8-bit RGB images -> (B,).
 
+    ``prepare`` and ``resize`` are as a Features'; ``network`` takes prepared images (B, *) and
+    their prompts.
+    """
 
-def load_digit_classifier(path: Path = CLASSIFIER) -> DigitClassifier:
-    """The bundled classifier, frozen and in eval mode."""
-    network = DigitClassifier()
-    network.load_state_dict(load_file(path))
-    return network.eval().requires_grad_(False)
+    name: str
+    sha256: str  # of the weights
+    prepare: Callable[[Pixels], Tensor]
+    network: Callable[[Tensor, Sequence[str]], Tensor]
+    batch_size: int = 64  # that suits it
+    resize: str = "none"
+
+    def of_pixels(self, images: Iterable[Pixels], prompts: Sequence[str]) -> Tensor:
+        """(B,) of images (H, W, 3) in 0 to 255 and as many prompts."""
+        return self.network(torch.stack([self.prepare(p) for p in images]), prompts)
 
 
 @torch.no_grad()
 def quantised(x0: Tensor) -> Tensor:
     """What an image file would hold: clamped to [-1, 1] and rounded to 8 bits, as x0 again."""
     return ((x0.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def eight_bit(x0: Tensor) -> Pixels:
+    """x0 (B, C, H, W) in [-1, 1] -> what image files hold, (B, H, W, C) in 0 to 255.
+
+    ``features.quantised`` in integers. NonFiniteError names the first image with a NaN or Inf.
+    """
+    finite = x0.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise NonFiniteError(f"NaN or Inf in image {int(finite.int().argmin())} of the batch")
+    pixels = ((x0.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array: Pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, as ``sha256sum`` prints it."""
+    running = sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            running.update(block)
+    return running.hexdigest()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.digits import NUM_CLASSES, digits, stratified_labels
-from .features import DigitClassifier, load_digit_classifier, quantised
+from .extractors.digits import DigitClassifier, load_digit_classifier
+from .features import quantised
 from .frechet import Moments, Statistics, frechet_distance
 
 BATCH = 500  # images sampled at a time

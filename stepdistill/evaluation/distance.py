@@ -7,10 +7,11 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import UserError
-from .frechet import frechet_distance
-from .images import Features, digit_features
-from .inception import inception_features
-from .quality import floor
+from ..metrics.extractors.digits import digit_features
+from ..metrics.extractors.inception import inception_features
+from ..metrics.features import Features
+from ..metrics.frechet import frechet_distance
+from ..metrics.quality import floor
 from .sources import Digits, Model, Source
 from .stored import Measured, Stored
 

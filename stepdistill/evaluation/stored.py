@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from .frechet import Statistics
-from .images import DIGIT_FEATURES, Features, digest
+from ..metrics.extractors.digits import DIGIT_FEATURES
+from ..metrics.features import Features, digest
+from ..metrics.frechet import Statistics
 
 SUFFIXES = {".safetensors", ".npz"}
 

@@ -1,85 +1,24 @@
-"""Features of image files and of samples, as 8-bit images: moments of a whole folder, in order."""
+"""Features of image files: moments of a whole folder, in order."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..data.images import UNREADABLE, CorruptImageError
-from ..errors import NonFiniteError, UserError
-from .features import CLASSIFIER, load_digit_classifier
-from .frechet import Moments
+from ..errors import UserError
+from ..metrics.features import Features, Pixels
+from ..metrics.frechet import Moments
 
 WORKERS = min(16, os.cpu_count() or 1)  # threads that decode and resize; both leave Python's lock
-DIGIT_FEATURES = 32
-Pixels = NDArray[np.uint8]  # one image (H, W, C)
-
-
-@dataclass(frozen=True)
-class Features:
-    """A feature extractor: image files, or x0 (B, C, H, W) in [-1, 1], -> features (B, size).
-
-    Both are seen as 8-bit images, so a sample and the lossless file it is saved in give the same.
-    ``mode`` is how files are decoded (PIL's), ``prepare`` turns one image into the network's input.
-    """
-
-    name: str
-    size: int
-    sha256: str  # of the weights
-    mode: str
-    prepare: Callable[[Pixels], Tensor]
-    network: Callable[[Tensor], Tensor]
-    batch_size: int = 64  # that suits it
-
-    def __call__(self, images: Sequence[Path] | Tensor) -> Tensor:
-        """(B, size)."""
-        pixels: Iterable[Pixels] = (
-            eight_bit(images)
-            if isinstance(images, Tensor)
-            else (decode(file, self.mode) for file in images)
-        )
-        return self.network(torch.stack([self.prepare(p) for p in pixels]))
-
-
-def digit_features() -> Features:
-    """The 32 features of the bundled classifier, which sees 8x8 grey images and no others."""
-    classifier = load_digit_classifier()
-
-    def prepare(pixels: Pixels) -> Tensor:
-        if pixels.shape != (8, 8, 1):
-            height, width, channels = pixels.shape
-            raise UserError(
-                f"the digit classifier sees 8x8 grey images, not {width}x{height} with {channels} "
-                "channels: use the inception features"
-            )
-        return torch.from_numpy(pixels[None, :, :, 0].astype(np.float32)) / 127.5 - 1
-
-    network, weights = classifier.features, digest(CLASSIFIER)
-    return Features("digits", DIGIT_FEATURES, weights, "L", prepare, network, batch_size=500)
-
-
-def eight_bit(x0: Tensor) -> Pixels:
-    """x0 (B, C, H, W) in [-1, 1] -> what image files hold, (B, H, W, C) in 0 to 255.
-
-    ``features.quantised`` in integers. NonFiniteError names the first image with a NaN or Inf.
-    """
-    finite = x0.isfinite().flatten(1).all(1)
-    if not finite.all():
-        raise NonFiniteError(f"NaN or Inf in image {int(finite.int().argmin())} of the batch")
-    pixels = ((x0.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    array: Pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return array
 
 
 def decode(file: Path, mode: str) -> Pixels:
@@ -151,12 +90,3 @@ def _ahead(
             yield done, list(inputs)
     for done, inputs in waiting:
         yield done, list(inputs)
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file, as ``sha256sum`` prints it."""
-    running = sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            running.update(block)
-    return running.hexdigest()

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from ..data.digits import NUM_CLASSES, digits, stratified_labels
 from ..data.images import image_files
 from ..errors import NonFiniteError, UserError
+from ..metrics.features import Features, digest
+from ..metrics.frechet import Moments, Statistics
+from ..metrics.quality import digits_reference
 from ..students import Student, load_student
-from .frechet import Moments, Statistics
-from .images import Features, digest, files_moments
-from .quality import digits_reference
+from .images import files_moments
 from .stored import SUFFIXES, Measured, Stored, load_statistics
 
 DIGITS = "digits"

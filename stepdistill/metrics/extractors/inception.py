@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .images import Features, Pixels, digest
+from ...errors import UserError
+from ..features import Features, Pixels, digest
 
 SIZE = 2048
 FILE = "inception-2015-12-05.pt"

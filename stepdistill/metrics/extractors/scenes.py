@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..data.captioned_digits import CaptionedDigits
-from ..data.scenes import ATTRIBUTES, agree
-from ..teachers import WORLDS
-from .features import quantised
+from ...data.captioned_digits import CaptionedDigits
+from ...data.scenes import ATTRIBUTES, agree
+from ...teachers import WORLDS
+from ..features import quantised
 
 SCENE_CLASSIFIER = WORLDS / "digits-t2i" / "classifier" / "model.safetensors"
 SCENE_FEATURES = 64

@@ -1,0 +1,1 @@
+"""Measuring images and models: sources, protocols, records."""

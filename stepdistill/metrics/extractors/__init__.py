@@ -1,0 +1,1 @@
+"""Networks that a distance is measured on."""

@@ -1,0 +1,1 @@
+"""Scores of single images and their prompts."""
