@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stepdistill.errors import UserError
 from stepdistill.evaluation.stored import load_statistics
-from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
+from stepdistill.metrics.frechet import Moments, Statistics, few_samples, frechet_distance
 
 
 def sample(count: int, size: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -205,3 +205,22 @@ def test_an_empty_batch_adds_nothing() -> None:
         moments.add(batch)
     assert Statistics.of(moments).count == 20
     torch.testing.assert_close(moments.mean, features.mean(0))
+
+
+def test_few_samples_inflate_the_distance_and_are_told() -> None:
+    """Two draws of one Gaussian: the sentence is there where the distance is of the rank, not of
+    the distributions. D samples about their mean have rank D - 1, so D are too few too."""
+    size = 64
+    said, distances = [], []
+    for count in (size // 2, size, size + 1, 100 * size):
+        z = torch.randn(2, count, size, generator=torch.Generator().manual_seed(count)).double()
+        a, b = statistics(z[0]), statistics(z[1])
+        assert torch.linalg.matrix_rank(a.covariance) == min(count - 1, size)
+        said.append(few_samples(count, size))
+        distances.append(frechet_distance(a, b))
+    assert [sentence is not None for sentence in said] == [True, True, False, False]
+    assert said[0] is not None
+    assert said[0].startswith("32 samples of 64 features: their covariance has rank 31 at most")
+    assert distances[0] > 0.5 * size  # of a trace of 64, with equal distributions
+    assert distances[-1] < 0.02 * size
+    assert few_samples(0, size) is None

@@ -101,3 +101,17 @@ def _roots(values: Tensor) -> Tensor:
     largest, whose root is 1e-8 of its root: over 2,000 features that adds up, so they are zero."""
     least = 10 * torch.finfo(values.dtype).eps * values.amax().clamp(min=0)
     return torch.where(values > least, values, torch.zeros_like(values)).sqrt()
+
+
+def few_samples(count: int, size: int) -> str | None:
+    """What it means that ``count`` samples are no more than their ``size`` features, in a sentence.
+
+    None where they are more, and for a count of 0, which is a file's that does not tell it.
+    """
+    if not 0 < count <= size:
+        return None
+    return (
+        f"{count:,} samples of {size:,} features: their covariance has rank {count - 1:,} at most, "
+        "which inflates the Frechet distance, so it may be compared only with one at the same "
+        f"count; give more than {size:,} samples, better ten times as many"
+    )
