@@ -80,21 +80,24 @@ def write_student(teacher: Teacher, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random TorchScript network with the interface of the real file: ``layers`` gives (B, 2048)
-    of (B, 3, 299, 299)."""
+    of (B, 3, 299, 299), and ``output`` is of 1,008 classes. Under clean-fid's name beside it too.
+    """
 
     class Tiny(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             pool = nn.AdaptiveAvgPool2d(6)
             self.layers = nn.Sequential(pool, nn.Flatten(), nn.Linear(108, 2048), nn.Tanh())
+            self.output = nn.Linear(2048, 1008)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layers(x)
+            return self.output(self.layers(x))
 
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / inception.FILE
-    torch.jit.script(Tiny()).save(str(file))
-    return file
+    place, network = tmp_path_factory.mktemp("weights"), torch.jit.script(Tiny())
+    for name in (inception.FILE, "random.pt"):
+        network.save(str(place / name))
+    return place / "random.pt"
 
 
 @pytest.fixture

@@ -61,9 +61,9 @@ def load_digit_classifier(path: Path = CLASSIFIER) -> DigitClassifier:
     return network.eval().requires_grad_(False)
 
 
-def digit_features() -> Features:
+def digit_features(device: torch.device | str = "cpu") -> Features:
     """The 32 features of the bundled classifier, which sees 8x8 grey images and no others."""
-    classifier = load_digit_classifier()
+    classifier = load_digit_classifier().to(device)
 
     def prepare(pixels: Pixels) -> Tensor:
         if pixels.shape != (8, 8, 1):
@@ -74,5 +74,9 @@ def digit_features() -> Features:
             )
         return torch.from_numpy(pixels[None, :, :, 0].astype(np.float32)) / 127.5 - 1
 
-    network, weights = classifier.features, digest(CLASSIFIER)
-    return Features("digits", DIGIT_FEATURES, weights, "L", prepare, network, batch_size=500)
+    def network(inputs: Tensor) -> Tensor:
+        return classifier.features(inputs.to(device, non_blocking=True))
+
+    return Features(
+        "digits", DIGIT_FEATURES, digest(CLASSIFIER), "L", prepare, network, batch_size=500
+    )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...data.captioned_digits import CaptionedDigits
 from ...data.scenes import ATTRIBUTES, agree
+from ...errors import UserError
 from ...teachers import WORLDS
-from ..features import quantised
+from ..features import Features, Pixels, digest, quantised
+from .pixels import colour
 
 SCENE_CLASSIFIER = WORLDS / "digits-t2i" / "classifier" / "model.safetensors"
 SCENE_FEATURES = 64
+SIDE = 32  # pixels
 
 
 class SceneClassifier(nn.Module):
@@ -68,6 +72,28 @@ def load_scene_classifier(path: Path = SCENE_CLASSIFIER) -> SceneClassifier:
     network = SceneClassifier()
     network.load_state_dict(load_file(path))
     return network.eval().requires_grad_(False)
+
+
+def scene_features(device: torch.device | str = "cpu") -> Features:
+    """The 64 features of the bundled classifier, which sees 32x32 images and no others."""
+    classifier = load_scene_classifier().to(device)
+
+    def prepare(pixels: Pixels) -> Tensor:
+        height, width, _ = pixels.shape
+        if (height, width) != (SIDE, SIDE):
+            raise UserError(
+                f"the scene classifier sees {SIDE}x{SIDE} images, not {width}x{height}: use the "
+                "inception features"
+            )
+        x = torch.from_numpy(np.ascontiguousarray(colour(pixels).transpose(2, 0, 1)))
+        return x.float() / 127.5 - 1
+
+    def network(inputs: Tensor) -> Tensor:
+        return classifier.features(inputs.to(device, non_blocking=True))
+
+    return Features(
+        "scenes", SCENE_FEATURES, digest(SCENE_CLASSIFIER), "RGB", prepare, network, batch_size=500
+    )
 
 
 @torch.no_grad()
