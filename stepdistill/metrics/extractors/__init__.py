@@ -11,7 +11,9 @@ import torch
 
 from ...errors import UserError
 from ..features import Features
+from .clip_vision import CLIP_336, clip_336_features
 from .digits import digit_features
+from .dinov2 import DINOV2, dinov2_features
 from .inception import inception_features
 from .inception_network import INCEPTION, STATE_DICT
 from .inception_tf import inception_tf_features
@@ -61,6 +63,10 @@ EXTRACTORS: dict[str, Extractor] = {
         "Inception, TensorFlow's resize (StyleGAN, EDM and ADM FID)",
         _known(INCEPTION.sha256, STATE_DICT.sha256),
     ),
+    "dinov2": Extractor(dinov2_features, "DINOv2 ViT-L/14 (FD-DINOv2)", _known(DINOV2.sha256)),
+    "clip-336": Extractor(
+        clip_336_features, "CLIP ViT-L/14@336's embeddings (CMMD)", _known(CLIP_336.sha256)
+    ),
 }
 
 
@@ -68,7 +74,7 @@ def extractor(name: str, weights: Weights = None, device: Device = "cpu") -> Fea
     """The features of that name. UserError for another name, with the nearest and all there are."""
     if name not in EXTRACTORS:
         near = difflib.get_close_matches(name, EXTRACTORS, 1, 0.5)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"there are no {name} features{hint}: use one of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name].make(weights, device)
 
