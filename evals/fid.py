@@ -4,10 +4,11 @@
     python -m stepdistill.evals.fid images/ real/ --weights inception-2015-12-05.pt
     python -m stepdistill.evals.fid student/ reference.npz --num 50000 --output fid.jsonl
 
-A and B each are an image folder, a diffusers folder, ``digits`` (the 1,797 real images of the
-built-in world), or statistics: .safetensors of ours, .npz of clean-fid or EDM. A diffusers folder
-is sampled by its stock pipeline; but a pixel teacher (a ``ConsistencyModelPipeline`` that is no
-student of ours) by Heun's method with its EDM times, 2 n - 1 network calls in n steps.
+A and B each are images (a folder, a .zip, a .tar, an .npz as ADM writes them), a diffusers folder,
+``digits`` (the 1,797 real images of the built-in world), or statistics: .safetensors of ours, .npz
+of clean-fid, EDM or ADM, .pkl of EDM2. A diffusers folder is sampled by its stock pipeline; but a
+pixel teacher (a ``ConsistencyModelPipeline`` that is no student of ours) by Heun's method with its
+EDM times, 2 n - 1 network calls in n steps.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Options:
     """Frechet distance of A to B.
 
     Args:
-        a: an image folder, a diffusers folder, "digits", or statistics (.safetensors, .npz)
+        a: an image folder or archive, a diffusers folder, "digits", or statistics
         b: the same, what A is compared with
         features: "digits" (the built-in classifier) or "inception"; default: digits where either
             side is "digits" or a model of 8x8 grey images, else inception
@@ -46,6 +47,7 @@ class Options:
         batch_size: images at a time, by default 500 on the digits and 64 on Inception; the value
             does not depend on it, but for rounding
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
+        workers: processes that decode images (default: one for each core)
         output: a file to which the result is added, one line of JSON
         weights: the file of Inception weights; default: $STEPDISTILL_INCEPTION, or clean-fid's copy
         device: default: cuda if there is one
@@ -59,6 +61,7 @@ class Options:
     steps: int | None = None
     batch_size: int | None = None
     skip_corrupt: bool = False
+    workers: int | None = None
     output: str | None = None
     weights: str | None = None
     device: str | None = None
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def sampling(options: Options) -> Sampling:
     """UserError for a count below its least, or a device this machine does not have."""
-    for name, least in (("num", 2), ("batch_size", 1), ("steps", 1)):
+    for name, least in (("num", 2), ("batch_size", 1), ("steps", 1), ("workers", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"{name} must be at least {least}, got {value}")
@@ -90,7 +93,7 @@ def sampling(options: Options) -> Sampling:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"there is no device {device} here: {error}") from error
-    names = ("num", "seed", "steps", "batch_size", "skip_corrupt")
+    names = ("num", "seed", "steps", "batch_size", "skip_corrupt", "workers")
     return Sampling(**{name: getattr(options, name) for name in names}, device=device)
 
 

@@ -22,7 +22,9 @@ from evals.fid import main
 from stepdistill.cli import guarded
 from stepdistill.data.digits import digits
 from stepdistill.errors import NonFiniteError, UserError
-from stepdistill.evaluation.images import decode, files_moments
+from stepdistill.evaluation.archives import in_folder
+from stepdistill.evaluation.images import decode
+from stepdistill.evaluation.measuring import Reading, Want, measure_images
 from stepdistill.metrics.extractors import inception
 from stepdistill.metrics.extractors.digits import digit_features
 from stepdistill.metrics.extractors.inception import inception_features
@@ -40,6 +42,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def of_files(features: Features, files: Sequence[Path]) -> Tensor:
     """Features of image files, one by one."""
     return features.of_pixels(decode(file, features.mode) for file in files)
+
+
+def statistics(folder: Path, features: Features, batch_size: int | None = None) -> Statistics:
+    """Of all images in a folder."""
+    pictures = in_folder(folder)
+    how = Reading(batch_size)
+    return measure_images(pictures, range(len(pictures)), [Want(features)], how)[0].statistics
 
 
 def write_images(folder: Path, x0: Tensor) -> Path:
@@ -323,7 +332,7 @@ def test_statistics_instead_of_images(
     compared with no extractor at all, and those of other features are refused."""
     a, b = folders
     whole = fid(a, b, "--features", "digits")["fid"]
-    own = Statistics.of(files_moments(sorted(b.iterdir()), digit_features())[0])
+    own = statistics(b, digit_features())
     own.save(tmp_path / "b.safetensors")
     np.savez(tmp_path / "b.npz", mu=own.mean, sigma=own.covariance)
     for name, count in (("b.safetensors", 70), ("b.npz", None)):
@@ -391,8 +400,7 @@ def test_the_distance_equals_clean_fid(weights: Path, sizes: tuple[Path, Path]) 
         verbose=False,
     )
     few = replace(features, network=lambda x: features.network(x)[:, :48])
-    (p, _), (q, _) = (files_moments(sorted(f.iterdir()), few, batch_size=7) for f in sizes)
-    own = frechet_distance(Statistics.of(p), Statistics.of(q))
+    own = frechet_distance(*(statistics(folder, few, batch_size=7) for folder in sizes))
     assert own == pytest.approx(expected, rel=1e-4)
 
 

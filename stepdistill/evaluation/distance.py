@@ -12,8 +12,11 @@ from ..metrics.extractors.inception import inception_features
 from ..metrics.features import Features
 from ..metrics.frechet import frechet_distance
 from ..metrics.quality import floor
-from .sources import Digits, Model, Source
-from .stored import Measured, Stored
+from .measuring import Measured, Want
+from .models import Model
+from .references import OfBoth
+from .sources import Digits, Source
+from .stored import Stored
 
 PACKAGES = ("stepdistill", "torch", "diffusers", "clean-fid", "numpy", "pillow")
 
@@ -23,7 +26,7 @@ def choose_features(
 ) -> Features | None:
     """The extractor of that name; of none, the digit classifier where a side is of digits, else
     Inception. None for two files of statistics."""
-    if all(isinstance(source, Stored) for source in pair):
+    if all(isinstance(source, Stored | OfBoth) for source in pair):
         return None
     digits = any(source.of_digits for source in pair)
     if (name or ("digits" if digits else "inception")) == "inception":
@@ -50,6 +53,7 @@ def compare(pair: Sequence[Source], features: Features | None, seed: int = 0) ->
         "features_sha256": features.sha256 if features else None,
         "a": a.record,
         "b": b.record,
+        "notes": [*a.notes, *b.notes],
         "versions": {name: version(name) for name in PACKAGES},
     }
     if isinstance(pair[1], Digits) and features is not None and features.name == "digits":
@@ -59,14 +63,14 @@ def compare(pair: Sequence[Source], features: Features | None, seed: int = 0) ->
 
 
 def _work(source: Source) -> int:
-    return 0 if isinstance(source, Stored) else 1 + isinstance(source, Model)
+    return 0 if isinstance(source, Stored | OfBoth) else 1 + isinstance(source, Model)
 
 
 def _measure(source: Source, features: Features | None) -> Measured:
-    if isinstance(source, Stored):
-        return source.measure(features)
-    assert features is not None
-    return source.measure(features)
+    if features is not None:
+        return source.measure([Want(features)])[0]
+    assert isinstance(source, Stored | OfBoth)
+    return (source.stored if isinstance(source, OfBoth) else source).measured(None)
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -81,4 +85,5 @@ def describe(record: dict[str, Any]) -> str:
         lines.append(f"  {side}: {own['path']} ({', '.join(facts)})")
     if record.get("fid_floor") is not None:
         lines.append(f"  {record['fid_floor']:.3g} is what as many real images score")
+    lines += [f"  note: {note}" for note in record["notes"]]
     return "\n".join(lines)
