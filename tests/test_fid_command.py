@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from stepdistill.errors import NonFiniteError, UserError
 from stepdistill.evaluation.archives import in_folder
 from stepdistill.evaluation.images import decode
 from stepdistill.evaluation.measuring import Reading, Want, measure_images
-from stepdistill.metrics.extractors import inception
+from stepdistill.metrics.extractors import extractor, inception
 from stepdistill.metrics.extractors.digits import digit_features
 from stepdistill.metrics.extractors.inception import inception_features
 from stepdistill.metrics.features import Features, digest, eight_bit, quantised
@@ -404,6 +405,17 @@ def test_the_distance_equals_clean_fid(weights: Path, sizes: tuple[Path, Path]) 
     assert own == pytest.approx(expected, rel=1e-4)
 
 
+def test_every_extractor_can_be_sent_to_a_worker(weights: Path) -> None:
+    """What it does to an image, which a spawned process is given, comes out the same there."""
+    for name in ("digits", "scenes", "inception", "inception-tf"):
+        given = weights if name.startswith("inception") else None
+        features = extractor(name, given)
+        side = {"digits": 8, "scenes": 32}.get(name, 40)
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
+        sent = pickle.loads(pickle.dumps(features.prepare))
+        assert torch.equal(sent(pixels), features.prepare(pixels))
+
+
 @pytest.mark.parametrize("how", ["option", "environment", "clean-fid"])
 def test_the_three_places_of_the_weights(
     weights: Path,
@@ -442,11 +454,11 @@ def test_inception_from_the_command_line(
     )
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "stepdistill.evaluation.distance.inception_features",
+        "stepdistill.evaluation.distance.extractor",
         lambda *g: asked.append(g) or shortened,
     )
     record = fid(*folders, "--weights", weights)
-    assert asked == [(str(weights), "cuda" if torch.cuda.is_available() else "cpu")]
+    assert asked == [("inception", str(weights), "cuda" if torch.cuda.is_available() else "cpu")]
     assert (record["features"], record["features_sha256"]) == ("inception", digest(weights))
     record = fid(folders[0], "digits", "--features", "inception")
     assert record["b"]["num_samples"] == 1797
@@ -526,7 +538,7 @@ def test_mistakes(
         ((a, b, "--steps", "2", *digits_features), "steps are a model's"),
         (("digits", a, "--num", "9"), "num counts a model's samples"),
         ((str(student), "digits", "--steps", "3"), "2 trained steps: use one of"),
-        ((a, "digits", "--weights", str(weights)), "weights are Inception's"),
+        ((a, "digits", "--weights", str(weights)), "the digits features are bundled"),
         ((a, "digits", "--device", "cuda:77"), "there is no device cuda:77"),
         ((a, "digits", "--output", str(tmp_path)), "cannot write to"),
         ((a, "digits", "--output", str(weights / "fid.json")), "cannot write to"),

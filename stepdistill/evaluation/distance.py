@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from ..errors import UserError
-from ..metrics.extractors.digits import digit_features
-from ..metrics.extractors.inception import inception_features
+from ..metrics.extractors import extractor
 from ..metrics.features import Features
 from ..metrics.frechet import frechet_distance
 from ..metrics.quality import floor
@@ -29,11 +27,7 @@ def choose_features(
     if all(isinstance(source, Stored | OfBoth) for source in pair):
         return None
     digits = any(source.of_digits for source in pair)
-    if (name or ("digits" if digits else "inception")) == "inception":
-        return inception_features(weights, device)
-    if weights is not None:
-        raise UserError("weights are Inception's: add --features inception, or leave them out")
-    return digit_features()
+    return extractor(name or ("digits" if digits else "inception"), weights, device)
 
 
 def compare(pair: Sequence[Source], features: Features | None, seed: int = 0) -> dict[str, Any]:

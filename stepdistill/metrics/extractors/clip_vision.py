@@ -7,6 +7,7 @@ rounded to 8 bits), CLIP's means and deviations, the projected embedding at unit
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,9 +39,6 @@ def clip_336_features(
     network = load_pretrained(CLIPVisionModelWithProjection, folder, device)
     side = network.config.image_size
 
-    def prepare(pixels: Pixels) -> Tensor:
-        return normalised(bicubic(centre_square(colour(pixels)), side), CLIP)
-
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         embedded: Tensor = network(images.to(device, non_blocking=True)).image_embeds
@@ -51,7 +49,11 @@ def clip_336_features(
         network.config.projection_dim,
         weights_digest(folder),
         "RGB",
-        prepare,
+        partial(_prepare, side=side),
         features,
         resize=f"middle square to {side}x{side}, PIL's antialiased bicubic, 8 bits (CMMD)",
     )
+
+
+def _prepare(pixels: Pixels, side: int) -> Tensor:
+    return normalised(bicubic(centre_square(colour(pixels)), side), CLIP)

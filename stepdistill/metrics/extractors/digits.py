@@ -65,18 +65,19 @@ def digit_features(device: torch.device | str = "cpu") -> Features:
     """The 32 features of the bundled classifier, which sees 8x8 grey images and no others."""
     classifier = load_digit_classifier().to(device)
 
-    def prepare(pixels: Pixels) -> Tensor:
-        if pixels.shape != (8, 8, 1):
-            height, width, channels = pixels.shape
-            raise UserError(
-                f"the digit classifier sees 8x8 grey images, not {width}x{height} with {channels} "
-                "channels: use the inception features"
-            )
-        return torch.from_numpy(pixels[None, :, :, 0].astype(np.float32)) / 127.5 - 1
-
     def network(inputs: Tensor) -> Tensor:
         return classifier.features(inputs.to(device, non_blocking=True))
 
     return Features(
-        "digits", DIGIT_FEATURES, digest(CLASSIFIER), "L", prepare, network, batch_size=500
+        "digits", DIGIT_FEATURES, digest(CLASSIFIER), "L", _prepare, network, batch_size=500
     )
+
+
+def _prepare(pixels: Pixels) -> Tensor:
+    if pixels.shape != (8, 8, 1):
+        height, width, channels = pixels.shape
+        raise UserError(
+            f"the digit classifier sees 8x8 grey images, not {width}x{height} with {channels} "
+            "channels: use the inception features"
+        )
+    return torch.from_numpy(pixels[None, :, :, 0].astype(np.float32)) / 127.5 - 1

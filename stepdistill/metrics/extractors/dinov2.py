@@ -58,9 +58,6 @@ def dinov2_features(
         published_positions(embeddings.position_embeddings.data, side), requires_grad=False
     )
 
-    def prepare(pixels: Pixels) -> Tensor:
-        return normalised(bicubic(colour(pixels), SIDE), IMAGENET)
-
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         out: Tensor = network(images.to(device, non_blocking=True)).pooler_output
@@ -71,7 +68,11 @@ def dinov2_features(
         network.config.hidden_size,
         weights_digest(folder),
         "RGB",
-        prepare,
+        _prepare,
         features,
         resize="to 224x224, PIL's antialiased bicubic, 8 bits (dgm-eval)",
     )
+
+
+def _prepare(pixels: Pixels) -> Tensor:
+    return normalised(bicubic(colour(pixels), SIDE), IMAGENET)

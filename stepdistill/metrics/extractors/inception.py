@@ -8,10 +8,13 @@ truncated file behind.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...evaluation.assets import check, locate
@@ -48,22 +51,29 @@ def inception_features(
 
     UserError if the weights are missing (see :func:`find_weights`) or damaged.
     """
-    from cleanfid.resize import build_resizer
-
     file = checked_weights(weights)
     network = load_inception(file, device)
-    resize = build_resizer("clean")
-
-    def prepare(pixels: Pixels) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(resize(colour(pixels)).transpose(2, 0, 1)))
 
     return Features(
         "inception",
         SIZE,
         digest(file),
         "RGB",
-        prepare,
+        _prepare,
         network.features,
         resize="to 299x299, antialiased bicubic in float32, not rounded (clean-fid's clean)",
         logits=network.logits,
     )
+
+
+def _prepare(pixels: Pixels) -> Tensor:
+    resized = _clean()(colour(pixels))
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+@cache
+def _clean() -> Callable[[Pixels], NDArray[np.float32]]:
+    from cleanfid.resize import build_resizer
+
+    resize: Callable[[Pixels], NDArray[np.float32]] = build_resizer("clean")
+    return resize

@@ -21,16 +21,17 @@ def inception_tf_features(
     file = checked_weights(weights)
     network = load_inception(file, device)
 
-    def prepare(pixels: Pixels) -> Tensor:
-        return tensorflow_bilinear(colour(pixels), SIDE)
-
     return Features(
         "inception-tf",
         SIZE,
         digest(file),
         "RGB",
-        prepare,
+        _prepare,
         network.features,
         resize="to 299x299, TensorFlow 1's bilinear, no antialiasing (StyleGAN, EDM, ADM)",
         logits=network.logits,
     )
+
+
+def _prepare(pixels: Pixels) -> Tensor:
+    return tensorflow_bilinear(colour(pixels), SIDE)

@@ -78,22 +78,23 @@ def scene_features(device: torch.device | str = "cpu") -> Features:
     """The 64 features of the bundled classifier, which sees 32x32 images and no others."""
     classifier = load_scene_classifier().to(device)
 
-    def prepare(pixels: Pixels) -> Tensor:
-        height, width, _ = pixels.shape
-        if (height, width) != (SIDE, SIDE):
-            raise UserError(
-                f"the scene classifier sees {SIDE}x{SIDE} images, not {width}x{height}: use the "
-                "inception features"
-            )
-        x = torch.from_numpy(np.ascontiguousarray(colour(pixels).transpose(2, 0, 1)))
-        return x.float() / 127.5 - 1
-
     def network(inputs: Tensor) -> Tensor:
         return classifier.features(inputs.to(device, non_blocking=True))
 
     return Features(
-        "scenes", SCENE_FEATURES, digest(SCENE_CLASSIFIER), "RGB", prepare, network, batch_size=500
+        "scenes", SCENE_FEATURES, digest(SCENE_CLASSIFIER), "RGB", _prepare, network, batch_size=500
     )
+
+
+def _prepare(pixels: Pixels) -> Tensor:
+    height, width, _ = pixels.shape
+    if (height, width) != (SIDE, SIDE):
+        raise UserError(
+            f"the scene classifier sees {SIDE}x{SIDE} images, not {width}x{height}: use the "
+            "inception features"
+        )
+    x = torch.from_numpy(np.ascontiguousarray(colour(pixels).transpose(2, 0, 1)))
+    return x.float() / 127.5 - 1
 
 
 @torch.no_grad()
