@@ -87,8 +87,8 @@ def test_offline_and_missing_is_one_sentence_with_the_mend(looked: object) -> No
     assert callable(looked)
     with pytest.raises(UserError) as error:
         looked(HUB)
-    said = str(error.value)
-    for part in ("hub weights", HUB.file, "https://huggingface.co/owner/net", "--clip", "TEST_HUB"):
+    said, where = str(error.value), "https://huggingface.co/owner/net"
+    for part in ("found no hub weights", HUB.file, where, "--clip", "TEST_HUB"):
         assert part in said
     assert "\n" not in said
 
@@ -132,7 +132,8 @@ def test_a_repository_as_a_folder_or_by_name(
     other = cached(cache, replace(asset, source="some/one"), "model.safetensors")
     written(other / "model.safetensors", b"fine-tuned")
     assert find_repo(asset, "some/one") == str(other)
-    for named in ("absent", "./absent/folder", "/absent", "a/b/c"):
+    monkeypatch.chdir(own.parent)
+    for named in ("absent", "./absent/folder", "/absent", "a/b/c", "own/model.safetensors"):
         with pytest.raises(UserError, match=f"there is no folder {named}: fetch model.safetensors"):
             find_repo(asset, named)
     monkeypatch.delenv(asset.variable)

@@ -241,6 +241,16 @@ def test_torchscript_equals_clean_fids_two_modes(torchscript: Path, folder: Path
     torch.testing.assert_close((own @ features.logits.T).softmax(1), probabilities)
 
 
+class Trap:
+    """A pickle that leaves a file behind where it is loaded carelessly."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
 def test_weights_that_are_not_those_of_inception(
     torchscript: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +267,7 @@ def test_weights_that_are_not_those_of_inception(
 
     torch.jit.script(NoClasses()).save(str(tmp_path / "bare.pt"))
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
-    torch.save({"code": Path("x")}, tmp_path / "code.pth")
+    torch.save({"code": Trap(tmp_path / "ran")}, tmp_path / "code.pth")
     for name, said in (
         ("bare.pt", r"bare\.pt has no output\.weight"),
         ("other.pth", r"other\.pth is truncated, or not inception-2015-12-05\.pt or weights-"),
@@ -265,6 +275,7 @@ def test_weights_that_are_not_those_of_inception(
     ):
         with pytest.raises(UserError, match=said):
             extractor("inception-tf", tmp_path / name)
+    assert not (tmp_path / "ran").exists()
     for asset in (INCEPTION, STATE_DICT):
         (tmp_path / asset.file).write_bytes(torchscript.read_bytes())
         with pytest.raises(UserError, match=f"{asset.file} is truncated, or not {asset.file}"):

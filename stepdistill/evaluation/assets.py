@@ -22,7 +22,7 @@ from ..metrics.features import digest
 
 @dataclass(frozen=True)
 class Asset:
-    """Something to be found. ``name`` says what it is, in words that follow "the".
+    """Something to be found. ``name`` says what it is, in words that follow "found no".
 
     ``source`` is where a person fetches ``file``: an address, or a hub repository OWNER/NAME in
     which ``file`` lies (of a whole repository, the file that holds the weights).
@@ -69,7 +69,7 @@ def find_repo(asset: Asset, given: str | Path | None = None) -> str:
         return str(folder)
     if Path(named).is_dir():
         return named
-    if named.count("/") != 1 or named.startswith((".", "/", "~")):
+    if Path(named).exists() or named.count("/") != 1 or named.startswith((".", "/", "~")):
         raise UserError(f"there is no folder {named}: {_mend(asset)}")
     other = Asset(asset.name, asset.file, asset.variable, named, option=asset.option)
     return str(_fetched(other, _folder_of))
@@ -90,7 +90,7 @@ def locate(
             return place
     if asset.on_hub:
         return None
-    raise UserError(f"the {asset.name} are not here: {_mend(asset, places)}")
+    raise UserError(f"found no {asset.name}: {_mend(asset, places)}")
 
 
 def check(asset: Asset, file: Path) -> None:
@@ -151,6 +151,6 @@ def _fetched(asset: Asset, get: Callable[[Asset, bool], Path]) -> Path:
         return get(asset, False)
     except Exception as error:  # no network, no such repository, no access, a full disk
         raise UserError(
-            f"the {asset.name} are not here, and {asset.source} did not come from the hub "
+            f"found no {asset.name}, and {asset.source} did not come from the hub "
             f"({first_line(error)}): {_mend(asset)}"
         ) from error
