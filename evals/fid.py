@@ -14,20 +14,16 @@ EDM times, 2 n - 1 network calls in n steps.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.draws import check_seed
-from stepdistill.errors import UserError
+from stepdistill.evaluation.asked import sampling_of, writable
 from stepdistill.evaluation.distance import choose_features, compare, describe
-from stepdistill.evaluation.sources import Sampling, open_pair
+from stepdistill.evaluation.sources import open_pair
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,9 @@ class Options:
     Args:
         a: an image folder or archive, a diffusers folder, "digits", or statistics
         b: the same, what A is compared with
-        features: "digits" (the built-in classifier) or "inception"; default: digits where either
-            side is "digits" or a model of 8x8 grey images, else inception
+        features: "digits" (the built-in classifier), "inception" (clean-fid's resize) or
+            "inception-tf" (TensorFlow's, as EDM and ADM); default: digits where either side is
+            "digits" or a model of 8x8 grey images, else inception
         num: samples of a model (default 50000; fewer raise the distance), or images drawn at random
             from a folder A (default all); a folder B is always used whole
         seed: of a model's first sample, sample i has seed + i; and of the draw from a folder A
@@ -55,7 +52,7 @@ class Options:
 
     a: str
     b: str
-    features: Literal["digits", "inception"] | None = None
+    features: Literal["digits", "inception", "inception-tf"] | None = None
     num: int | None = None
     seed: int = 0
     steps: int | None = None
@@ -71,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and add the record to ``output``."""
     options = parse("stepdistill fid", (Options,), {}, arguments, positional=True).get(Options)
     output = None if options.output is None else writable(Path(options.output))
-    how = sampling(options)
+    how = sampling_of(options)
     pair = open_pair(options.a, options.b, how)
     features = choose_features(pair, options.features, options.weights, how.device)
     record = compare(pair, features, options.seed)
@@ -79,33 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if output is not None:
         with output.open("a") as lines:
             lines.write(json.dumps({**record, "device": how.device}) + "\n")
-
-
-def sampling(options: Options) -> Sampling:
-    """UserError for a count below its least, or a device this machine does not have."""
-    for name, least in (("num", 2), ("batch_size", 1), ("steps", 1), ("workers", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
-    check_seed(options.seed)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"there is no device {device} here: {error}") from error
-    names = ("num", "seed", "steps", "batch_size", "skip_corrupt", "workers")
-    return Sampling(**{name: getattr(options, name) for name in names}, device=device)
-
-
-def writable(path: Path) -> Path:
-    """``path``, in a folder that exists now. UserError if nothing can be written there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error}") from error
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"cannot write to {path}: name a file in a folder you may write to")
-    return path
 
 
 if __name__ == "__main__":

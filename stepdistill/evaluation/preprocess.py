@@ -6,45 +6,11 @@ what is cut off, rounded to even.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..errors import UserError
-from ..metrics.features import Features, Pixels
-
-
-@dataclass(frozen=True)
-class Both:
-    """First ``before``, then ``prepare``; it can be sent to a worker if they can."""
-
-    before: Callable[[Pixels], Pixels]
-    prepare: Callable[[Pixels], Tensor]
-
-    def __call__(self, pixels: Pixels) -> Tensor:
-        """The network's input."""
-        return self.prepare(self.before(pixels))
-
-
-def squared(features: Features, size: int) -> Features:
-    """An extractor that sees :func:`centre_square` of each image, and says so."""
-    words = f"centre square to {size}x{size} (Lanczos)"
-    return _after(features, partial(centre_square, size=size), words)
-
-
-def patched(features: Features, size: int) -> Features:
-    """An extractor that sees :func:`centre_patch` of each image, and says so."""
-    words = f"centre {size}x{size} crop (smaller images whole)"
-    return _after(features, partial(centre_patch, size=size), words)
-
-
-def _after(features: Features, before: Callable[[Pixels], Pixels], words: str) -> Features:
-    own = words if features.resize == "none" else f"{words}, then {features.resize}"
-    return replace(features, prepare=Both(before, features.prepare), resize=own)
+from ..metrics.features import Pixels
 
 
 def centre_square(pixels: Pixels, size: int) -> Pixels:

@@ -37,10 +37,10 @@ class Reference(Protocol):
 
 @dataclass
 class OfImages:
-    """Images, measured when asked for and once for each extractor; nothing is cached in files.
+    """Images, measured when asked for and once for each extractor.
 
-    ``statistics`` reads them all, and so does ``features`` after it: ``measure`` what is wanted
-    first, all at once, and each image is decoded once.
+    Each call for another extractor reads them all: ``measure`` those that will be wanted first,
+    all at once. Features lie in a temporary file until this object goes; nothing else is cached.
     """
 
     pictures: Pictures
@@ -49,7 +49,7 @@ class OfImages:
 
     def statistics(self, features: Features) -> Statistics:
         """The Gaussian of all images."""
-        return self.measure([Want(features)])[0].statistics
+        return self.measure([Want(features, keep=True)])[0].statistics
 
     def features(self, features: Features) -> Tensor | None:
         """Their features (N, D), in order."""

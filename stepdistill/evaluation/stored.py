@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import flush
 from ..metrics.extractors.digits import DIGIT_FEATURES
 from ..metrics.features import Features, digest
 from ..metrics.frechet import Statistics, few_samples
@@ -78,6 +79,7 @@ def save_reference(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as aside:
         whole = Path(aside) / path.name
         save_file({name: own.contiguous() for name, own in tensors.items()}, whole, told)
+        flush(whole)
         whole.replace(path)
 
 
@@ -166,8 +168,10 @@ class Stored:
         """The Gaussian of ``features``; two files are compared without any."""
         statistics = self.statistics(features)
         few = few_samples(statistics.count, len(statistics.mean))
-        notes = (f"{self.path}: {few}",) if few else ()
-        return Measured(statistics, self.record(), kept, notes)
+        notes = [f"{self.path}: {few}"] if few else []
+        if features is not None and "resize" not in self.told:
+            notes.append(f"{self.path} does not say of which extractor and preprocessing it is")
+        return Measured(statistics, self.record(), kept, tuple(notes))
 
     def _part(self, features: Features | None) -> Statistics:
         if ALONE in self.parts:

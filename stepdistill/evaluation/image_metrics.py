@@ -1,0 +1,151 @@
+"""The metrics of two sets of images, by name: what each looks through, keeps and gives."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..metrics.cmmd import cmmd
+from ..metrics.features import Features
+from ..metrics.frechet import frechet_distance
+from ..metrics.inception_score import inception_score, shuffled
+from ..metrics.kid import kernel_distance
+from ..metrics.neighbours import neighbours
+from ..metrics.rows import BLOCK
+from .measuring import Measured
+from .views import View
+
+PATCH = 299  # pixels that Inception sees: nothing is resized
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Both sides through one extractor, and the seed of what is drawn."""
+
+    a: Measured
+    b: Measured
+    features: Features
+    seed: int
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """The features of both. UserError where a side has statistics alone."""
+        for side in (self.a, self.b):
+            if side.features is None:
+                raise UserError(statistics_alone(side.record["path"]))
+        assert self.a.features is not None
+        assert self.b.features is not None
+        return self.a.features, self.b.features
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``values`` gives the metrics of a record and what else tells how they were had; ``keeps``
+    says whether it needs the features of A and of B; ``extractor`` is None for the chosen one."""
+
+    about: str
+    values: Callable[[Compared], tuple[Values, dict[str, Any]]]
+    keeps: tuple[bool, bool] = (True, True)
+    extractor: str | None = None
+    is_patch: bool = False
+
+    def view(self, chosen: str, size: int | None, patch: int | None) -> View:
+        """What it looks through. A patch is of the image as it is, whatever ``size``."""
+        if self.is_patch:
+            return View(chosen, crop=patch or PATCH)
+        return View(self.extractor or chosen, size)
+
+
+def statistics_alone(path: str) -> str:
+    """What a metric of features says of a side without them."""
+    return (
+        f"{path} holds a mean and a covariance alone, and this metric needs all features: give the "
+        "images, or make it with stepdistill eval reference --keep_features"
+    )
+
+
+def _frechet(name: str) -> Callable[[Compared], tuple[Values, dict[str, Any]]]:
+    def values(both: Compared) -> tuple[Values, dict[str, Any]]:
+        return {name: frechet_distance(both.a.statistics, both.b.statistics)}, {}
+
+    return values
+
+
+def _kernel(both: Compared) -> tuple[Values, dict[str, Any]]:
+    distance = kernel_distance(*both.kept, seed=both.seed)
+    how = asdict(distance)
+    return {"kid": how.pop("mean")}, how
+
+
+def _precision_recall(both: Compared) -> tuple[Values, dict[str, Any]]:
+    found = neighbours(*both.kept)
+    return {"precision": found.precision, "recall": found.recall}, {"nearest": found.nearest}
+
+
+def _density_coverage(both: Compared) -> tuple[Values, dict[str, Any]]:
+    found = neighbours(*both.kept)
+    values = {"density": found.density, "coverage": found.coverage}
+    return values, {"nearest": found.density_nearest}
+
+
+def _inception_score(both: Compared) -> tuple[Values, dict[str, Any]]:
+    if both.a.features is None:
+        raise UserError(statistics_alone(both.a.record["path"]))
+    if both.features.logits is None:
+        raise UserError(
+            f"the {both.features.name} features have no classes: inception_score takes "
+            "--features inception-tf or inception"
+        )
+    split_of = shuffled(len(both.a.features))
+    how = asdict(inception_score(_blocks(both.a.features), both.features.logits, split_of))
+    return {"inception_score": how.pop("mean")}, {**how, "order": "shuffled, as torch-fidelity"}
+
+
+def _blocks(features: Tensor) -> Iterator[Tensor]:
+    for begin in range(0, len(features), BLOCK):
+        yield features[begin : begin + BLOCK]
+
+
+def _cmmd(both: Compared) -> tuple[Values, dict[str, Any]]:
+    return {"cmmd": cmmd(*both.kept)}, {}
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric("Frechet distance on --features", _frechet("fid"), (False, False)),
+    "kid": Metric("kernel distance on --features", _kernel),
+    "precision_recall": Metric("by third neighbours, on --features", _precision_recall),
+    "density_coverage": Metric("by fifth neighbours, on --features", _density_coverage),
+    "inception_score": Metric("of A alone, on --features", _inception_score, (True, False)),
+    "fd_dinov2": Metric(
+        "Frechet distance on DINOv2", _frechet("fd_dinov2"), (False, False), "dinov2"
+    ),
+    "cmmd": Metric("discrepancy of CLIP embeddings", _cmmd, extractor="clip-336"),
+    "patch_fid": Metric(
+        f"Frechet distance of the middle {PATCH}x{PATCH} pixels, on --features",
+        _frechet("patch_fid"),
+        (False, False),
+        is_patch=True,
+    ),
+}
+
+
+def named(names: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of those names. UserError for another, with the nearest and all there are."""
+    for name in names:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, 1, 0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"there is no metric {name}.{hint} The metrics are: {_listed()}")
+    if not names:
+        raise UserError(f"metrics is empty: name some of {_listed()}, with commas between")
+    return {name: METRICS[name] for name in names}
+
+
+def _listed() -> str:
+    return ", ".join(METRICS)

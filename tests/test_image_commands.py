@@ -1,0 +1,300 @@
+"""``stepdistill eval images`` and ``stepdistill eval reference``, by their programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_eval_images import COLOURS, mean_and_row, noise, square, write, zipped
+from torch import Tensor
+
+from evals.evaluate_images import main as evaluate
+from evals.make_reference import main as make_reference
+from stepdistill.data.digits import digits
+from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.archives import InFolder
+from stepdistill.evaluation.image_metrics import METRICS
+from stepdistill.evaluation.preprocess import centre_crop, centre_square
+from stepdistill.metrics.cmmd import cmmd
+from stepdistill.metrics.extractors import extractor
+from stepdistill.metrics.features import Features, eight_bit
+from stepdistill.metrics.inception_score import inception_score, shuffled
+from stepdistill.metrics.kid import kernel_distance
+from stepdistill.metrics.neighbours import neighbours
+
+
+def squares_of(x: Tensor) -> Tensor:
+    """(B, 6) of squares, as unlike ``mean_and_row`` as a second network is."""
+    return mean_and_row(x.flip(3)).sqrt()
+
+
+CLASSES = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)) / 50
+SMALL = {
+    "inception": replace(COLOURS, name="inception", logits=CLASSES),
+    "inception-tf": replace(COLOURS, name="inception-tf", sha256="t"),
+    "dinov2": replace(COLOURS, name="dinov2", network=squares_of, sha256="d"),
+    "clip-336": replace(COLOURS, name="clip-336", network=squares_of, sha256="c"),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_extractors(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """In place of those whose weights must be fetched; the bundled ones are themselves."""
+    asked: list[tuple[Any, ...]] = []
+
+    def small(name: str, weights: Any = None, device: Any = "cpu") -> Features:
+        asked.append((name, weights))
+        return SMALL[name] if name in SMALL else extractor(name, weights, device)
+
+    monkeypatch.setattr("stepdistill.evaluation.views.extractor", small)
+    return asked
+
+
+def sets(place: Path, height: int = 20, width: int = 26) -> tuple[Path, Path]:
+    """Forty images, and sixty others somewhat alike."""
+    images = noise(100, height, width)
+    other = (images[40:].astype(float) * 0.9 + 20).clip(0, 255).astype(np.uint8)
+    return write(place / "a", images[:40]), write(place / "b", other)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return sets(tmp_path)
+
+
+def features_of(
+    folder: Path,
+    network: Callable[[Tensor], Tensor] = mean_and_row,
+    before: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
+) -> Tensor:
+    """By hand."""
+    files = sorted(folder.iterdir())
+    return network(torch.stack([square(before(np.array(Image.open(file)))) for file in files]))
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    """The Frechet distance by numpy alone."""
+    rows = (features.double().numpy() for features in (x, y))
+    (m, s), (n, r) = ((f.mean(0), np.cov(f, rowvar=False)) for f in rows)
+    root = np.sqrt(np.linalg.eigvals(s @ r).astype(complex)).real.sum()
+    return float(((m - n) ** 2).sum() + np.trace(s) + np.trace(r) - 2 * root)
+
+
+def run(*arguments: object, to: Path) -> dict[str, Any]:
+    """The record that the command writes."""
+    evaluate([*map(str, arguments), "--output", str(to)])
+    record: dict[str, Any] = json.loads(to.read_text())
+    return record
+
+
+def test_every_metric(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once: each value is the metric's own of the features by hand, A first, and every
+    image is decoded once."""
+    opened: list[str] = []
+    before = InFolder.open
+    monkeypatch.setattr(
+        InFolder, "open", lambda self, i: opened.append(self.name(i)) or before(self, i)
+    )
+    a, b = folders
+    record = run(
+        a, b, "--metrics", ",".join(METRICS), "--patch", 12, "--seed", 3, to=tmp_path / "all.json"
+    )
+    assert len(opened) == len(set(opened)) == 100
+    x, y = (features_of(folder) for folder in folders)
+    u, v = (features_of(folder, squares_of) for folder in folders)
+    near, tight = neighbours(x, y), record["metrics"]
+    patches = [features_of(folder, before=lambda p: centre_crop(p, 12)) for folder in folders]
+    expected = {
+        "fid": distance(x, y),
+        "kid": kernel_distance(x, y, seed=3).mean,
+        "precision": near.precision,
+        "recall": near.recall,
+        "density": near.density,
+        "coverage": near.coverage,
+        "inception_score": inception_score([x], CLASSES, shuffled(40)).mean,
+        "fd_dinov2": distance(u, v),
+        "cmmd": cmmd(u, v),
+        "patch_fid": distance(*patches),
+    }
+    assert tight == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+    assert near.precision != near.recall
+    assert record["details"]["kid"]["subset_size"] == 40
+    keys = {"inception", "dinov2", "clip-336", "inception-crop12"}
+    assert set(record["extractors"]) == keys
+    assert "12" in record["extractors"]["inception-crop12"]["resize"]
+
+
+def test_the_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """What was measured of what; a .json is written whole, other files get a line each."""
+    a, b = folders
+    record = run(a, b, "--num", 30, "--seed", 5, to=tmp_path / "one.json")
+    assert (record["format"], record["protocol"], record["repeats"]) == (1, "images", 1)
+    assert record["a"] == {
+        "kind": "images",
+        "path": str(a),
+        "num_samples": 30,
+        "skipped": 0,
+        "seed": 5,
+    }
+    assert record["reference"] == {
+        "kind": "images",
+        "path": str(b),
+        "num_samples": 60,
+        "skipped": 0,
+        "seed": None,
+    }
+    assert record["extractors"] == {"inception": {"sha256": "0", "resize": "none"}}
+    assert record["sampling"] == {"num": 30, "seed": 5}
+    assert any("weights of inception are not the published" in note for note in record["notes"])
+    for _ in range(2):
+        evaluate([str(a), str(b), "--output", str(tmp_path / "many.jsonl")])
+    lines = [json.loads(line) for line in (tmp_path / "many.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[0]["metrics"] == lines[1]["metrics"] != record["metrics"]
+
+
+def test_a_size(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Both sides are cut and resized before the extractor, which the record says."""
+    record = run(*folders, "--size", 9, to=tmp_path / "size.json")
+    x, y = (features_of(folder, before=lambda p: centre_square(p, 9)) for folder in folders)
+    assert record["metrics"]["fid"] == pytest.approx(distance(x, y), rel=1e-6)
+    assert "9" in record["extractors"]["inception-9px"]["resize"]
+
+
+def test_digits_by_default(tmp_path: Path) -> None:
+    """The built-in world is a side like any other, with its features."""
+    folder = write(tmp_path / "a", eight_bit(digits()[0][:60]).squeeze(-1))
+    given = [folder, "digits", "--metrics", "fid,precision_recall"]
+    record = run(*given, to=tmp_path / "digits.json")
+    assert set(record["extractors"]) == {"digits"}
+    assert record["reference"]["num_samples"] == 1797
+    assert record["metrics"]["precision"] == 1  # they are among them
+    assert record["metrics"]["recall"] < 1
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "npz"])
+def test_a_reference_stands_for_its_images(
+    folders: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
+    """Made by the command: the same values to rounding, of all metrics where its features are
+    kept."""
+    a, b = folders
+    np.savez(tmp_path / "b.npz", np.stack([np.array(Image.open(f)) for f in sorted(b.iterdir())]))
+    data = {"folder": b, "zip": zipped(b, tmp_path / "b.zip"), "npz": tmp_path / "b.npz"}[form]
+    file = tmp_path / "new" / "reference.safetensors"
+    make_reference(["--data", str(data), "--output", str(file), "--keep_features"])
+    asked = ["--metrics", "fid,kid,precision_recall,density_coverage"]
+    direct = run(a, b, *asked, to=tmp_path / "direct.json")
+    record = run(a, file, *asked, to=tmp_path / "stored.json")
+    assert record["metrics"] == {
+        name: pytest.approx(value, rel=1e-9) for name, value in direct["metrics"].items()
+    }
+    assert (record["reference"]["kind"], record["reference"]["num_samples"]) == ("statistics", 60)
+    assert len(record["reference"]["sha256"]) == 64
+
+
+def test_what_a_reference_is_refused_to(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    """Another extractor, another preprocessing, and metrics of features that it did not keep."""
+    a, b = folders
+    file = tmp_path / "reference.safetensors"
+    make_reference(["--data", str(b), "--output", str(file), "--size", "9"])
+    assert "60 images on inception-9px" in capsys.readouterr().out
+    for asked, said in (
+        ([], r"another extractor \(inception-9px, and this is inception\)"),
+        (["--size", "10"], "another extractor"),
+        (["--size", "9", "--features", "inception-tf"], "another extractor"),
+        (["--size", "9", "--metrics", "kid,fid"], "mean and a covariance alone, and kid need"),
+        (["--size", "9", "--patch", "12"], "another extractor"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate([str(a), str(file), *asked])
+    evaluate([str(a), str(file), "--size", "9"])
+
+
+def test_mistakes(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets a sentence before any image is read."""
+    monkeypatch.setattr(InFolder, "open", lambda *_: pytest.fail("read first"))
+    a, b = map(str, folders)
+    (tmp_path / "empty").mkdir()
+    for arguments, said in (
+        ((a, b, "--metrics", "fid,kdi"), "there is no metric kdi. Did you mean kid?"),
+        ((a, b, "--metrics", ""), "metrics is empty"),
+        ((a, b, "--features", "incepton"), "did you mean inception"),
+        ((a, b, "--features", "dinov2"), "fid is not of dinov2 features: take --metrics fd_dinov2"),
+        ((a, b, "--batch_size", "0"), "batch_size must be at least 1, got 0"),
+        ((a, b, "--workers", "0"), "workers must be at least 1, got 0"),
+        ((a, b, "--size", "0"), "size must be at least 1, got 0"),
+        ((a, b, "--patch", "-3"), "patch must be at least 1, got -3"),
+        ((a, b, "--num", "41"), "a holds 40 images, fewer than num 41"),
+        ((a, b, "--output", str(tmp_path)), "cannot write to"),
+        ((a, b, "--metric", "kid"), "Did you mean --metrics?"),
+        ((a, str(tmp_path / "absent")), "absent is no image folder"),
+        ((str(tmp_path / "empty"), b), "empty holds no images"),
+        ((a,), " b"),
+    ):
+        with pytest.raises(UserError) as error:
+            evaluate(list(arguments))
+        assert said in str(error.value), (arguments, str(error.value))
+    output = ("--output", str(tmp_path / "r.safetensors"))
+    for arguments, said in (
+        (("--data", a), "needs --output"),
+        (("--data", a, "--output", str(tmp_path / "r.npz")), "must be a .safetensors file"),
+        (("--data", str(tmp_path / "absent"), *output), "there are no images at"),
+        (("--data", str(tmp_path / "empty"), *output), "empty holds no images"),
+        (("--data", a, *output, "--size", "9", "--patch", "9"), "give size or patch, not both"),
+        (("--data", a, *output, "--batch_size", "0"), "batch_size must be at least 1"),
+        (("--data", a, *output, "--features", "dino"), "did you mean dinov2"),
+    ):
+        with pytest.raises(UserError) as error:
+            make_reference(list(arguments))
+        assert said in str(error.value), (arguments, str(error.value))
+
+
+def test_no_room_for_features(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is said before the images are read."""
+    monkeypatch.setattr(InFolder, "open", lambda *_: pytest.fail("read first"))
+    usage = type("usage", (), {"free": 100})
+    monkeypatch.setattr("evals.make_reference.shutil.disk_usage", lambda _: usage)
+    file = str(tmp_path / "r.safetensors")
+    with pytest.raises(UserError, match=r"features take .* GB and .* GB left.*--keep_features out"):
+        make_reference(["--data", str(folders[0]), "--output", file, "--keep_features"])
+
+
+def test_inception_score_needs_classes(folders: tuple[Path, Path]) -> None:
+    """Those of an extractor that has some."""
+    with pytest.raises(UserError, match="inception-tf features have no classes"):
+        evaluate([*map(str, folders), "--features", "inception-tf", "--metrics", "inception_score"])
+
+
+def test_a_record_that_cannot_be_written(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk leaves the record that was there."""
+    output = tmp_path / "record.json"
+    run(*folders, to=output)
+    before = output.read_text()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StepDistillError, match=r"could not write .*record\.json: No space left"):
+        evaluate([*map(str, folders), "--output", str(output)])
+    monkeypatch.undo()
+    assert output.read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "record.json"]
