@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,26 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .comparison import Record, known
+from .inline_svg import MARK, NO_METADATA, SERIES, STYLE, inline, short
 
 POINTS = 300  # drawn of a curve: more are averaged, neighbours together
-# colours drawn with -> the page's own, which follow the light and the dark theme
-RULE, SERIES, MARK = "#020202", "#030303", "#040404"
-THEME = {RULE: "var(--rule)", SERIES: "var(--series)", MARK: "var(--mark)"}
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 10.5,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-}
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-
 
 # title of a plot, the metrics it shows
 PLOTS = (
@@ -106,11 +87,11 @@ def draw(title: str, curves: Sequence[Curve]) -> Markup:
         panels[-1].set_xlabel("iteration")
         panels[-1].set_xlim(left=0)
         panels[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata=NO_METADATA)
-    named = "; ".join(f"{c.title} {_short(c.values[0])} to {_short(c.values[-1])}" for c in curves)
-    return _inline(written.getvalue(), title, f"{title}, from first to last: {named}")
+    named = "; ".join(f"{c.title} {short(c.values[0])} to {short(c.values[-1])}" for c in curves)
+    return inline(written.getvalue(), title, f"{title}, from first to last: {named}")
 
 
 def _panel(axes: Axes, curve: Curve) -> None:
@@ -129,31 +110,14 @@ def _panel(axes: Axes, curve: Curve) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.grid(True, axis="y")
-    teacher = "" if curve.teacher is None else f" (teacher {_short(curve.teacher)})"
+    teacher = "" if curve.teacher is None else f" (teacher {short(curve.teacher)})"
     axes.set_title(curve.title, loc="left", fontsize=10.5, y=1.0)
-    axes.set_title(f"{_short(curve.values[-1])}{teacher}", loc="right", fontsize=10.5, y=1.0)
-
-
-def _short(value: float) -> str:
-    """Four digits, and thousands without an exponent."""
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.4g}"
+    axes.set_title(f"{short(curve.values[-1])}{teacher}", loc="right", fontsize=10.5, y=1.0)
 
 
 def thinned(values: Sequence[float]) -> list[float]:
     """At most POINTS means of neighbouring values."""
     parts = np.array_split(np.asarray(values, dtype=np.float64), min(POINTS, len(values)))
     return [float(part.mean()) for part in parts]
-
-
-def _inline(svg: str, title: str, label: str) -> Markup:
-    """An SVG file -> an element of a page: no prolog, no style of its own, identifiers apart."""
-    box = svg[svg.index("viewBox") :].split('"')[1]
-    body = svg[svg.index("</defs>") + len("</defs>") :]  # after its style, which would leak
-    for drawn, own in THEME.items():
-        body = body.replace(drawn, own)
-    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    prefix = re.sub(r"\W+", "-", title.lower())
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", body)
-    return Markup(f'<svg role="img" aria-label="{html.escape(label)}" viewBox="{box}">{body}')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import json
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from .comparison import Record, cell, lost, measured_rows, students
-from .errors import StepDistillError, UserError
+from .errors import UserError
 from .methods import METHODS
+from .pages import data_uri, environment, write_page
 from .plots import plots
 from .runs import RunFolder, read_metrics
 
@@ -45,14 +44,7 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     folder or a file in it is damaged, and StepDistillError if the page cannot be written.
     """
     output = output or run / "report.html"
-    page, aside = render(run), output.with_name(output.name + ".partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(output)
-    except OSError as error:
-        raise StepDistillError(f"could not write the report {output}: {error}") from error
-    return output
+    return write_page(render(run), output, "report")
 
 
 def render(run: Path) -> str:
@@ -67,11 +59,9 @@ def render(run: Path) -> str:
         last = max((line["iteration"] for line in metrics), default=0)
     grids = sorted(folder.samples.glob("[0-9]*.png"))
     method = results.get("method") or "".join(re.findall(r"train (\w+)", command)[:1])
-    environment = Environment(
-        loader=PackageLoader("stepdistill"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["cell"] = cell
-    return environment.get_template("report.html.j2").render(
+    templates = environment()
+    templates.filters["cell"] = cell
+    return templates.get_template("report.html.j2").render(
         run=run.resolve().name,
         method=method,
         card=METHODS[method].card if method in METHODS else None,
@@ -124,8 +114,7 @@ def picture(path: Path, largest: int | None = None) -> Picture:
             written = io.BytesIO()
             image.save(written, format="PNG")
             data = written.getvalue()
-        source = "data:image/png;base64," + base64.b64encode(data).decode()
-        return Picture(int(path.stem), source, *image.size)
+        return Picture(int(path.stem), data_uri(data, "image/png"), *image.size)
 
 
 def inner_runs(run: Path) -> list[tuple[Path, Path]]:
