@@ -40,5 +40,5 @@ def inline(svg: str, title: str, label: str) -> Markup:
         body = body.replace(drawn, own)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
     prefix = re.sub(r"\W+", "-", title.lower())
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", body)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
     return Markup(f'<svg role="img" aria-label="{html.escape(label)}" viewBox="{box}">{body}')

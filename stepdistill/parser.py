@@ -59,6 +59,9 @@ class Parser(ArgumentParser):
         listed = [option for kind in flat for option in options(kind)]
         listed += [o for name, kind in nested.items() for o in options(kind, f"{name}.")]
         self.options = {option.name: option for option in listed}
+        required = [option for option in listed if option.required]
+        # one list of any length, the only argument without a flag: compare A B C
+        self.takes_words = positional and [option.items for option in required] == [str]
         self.places: dict[str, str] = {}  # how to name an option in a message: where it was given
         self.set_defaults(dict(defaults))
         self._describe(positional)
@@ -66,7 +69,12 @@ class Parser(ArgumentParser):
     def values(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Everything by name, groups nested. UserError for whatever is wrong."""
         given = underscored(arguments, {o.name for o in self.options.values() if o.is_switch})
-        given = gathered(given, {o.name: o.items for o in self.options.values() if o.items})
+        lists = {o.name: o.items for o in self.options.values() if o.items}
+        if self.takes_words:
+            lists = {name: kind for name, kind in lists.items() if not self.options[name].required}
+        given = gathered(given, lists)
+        if self.takes_words:
+            given = words_together(given)
         files, rest = self._split(given)
         for file in files:
             for name, value in _members(read_yaml(file), self.groups_of_options, file):
@@ -116,7 +124,7 @@ class Parser(ArgumentParser):
             action = actions[option.name]
             action.help = option.help(self.get_default(option.name))
             if option.required and positional:
-                usage.append(option.name)
+                usage.append(option.name + (" ..." if self.takes_words else ""))
                 continue
             action.metavar = option.metavar()
             if option.required:
@@ -266,6 +274,22 @@ def gathered(arguments: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
             quoted = values if kind is not str else [json.dumps(value) for value in values]
             out.append(f"--{name}=[{', '.join(quoted)}]")
     return out
+
+
+def words_together(arguments: Sequence[str]) -> list[str]:
+    """a b --output c d -> '["a", "b", "d"]' --output c: the words without a flag as one list."""
+    words: list[str] = []
+    out: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if not argument.startswith("-"):
+            words.append(argument)
+            continue
+        out.append(argument)
+        if "=" not in argument and argument not in _HELP:
+            out += [value for value in [next(left, None)] if value is not None]
+    is_list = len(words) == 1 and words[0].startswith("[")
+    return [*(words if is_list or not words else [json.dumps(words)]), *out]
 
 
 _HELP = {"-h", "--help"}

@@ -1,0 +1,123 @@
+"""The records that ``stepdistill eval`` writes, read back: one JSON object a file, or a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError, first_line
+from .schema import check, finite
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation; ``place`` is how a message names it, ``folder`` where its file lies."""
+
+    place: str
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def protocol(self) -> str:
+        """By name."""
+        return str(self.content["protocol"])
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Whose images they are."""
+        return self.part("model")
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its name, else its folder's."""
+        return str(self.model.get("name") or Path(self.model["path"]).name or self.model["path"])
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How it was sampled."""
+        return self.part("sampling")
+
+    @property
+    def num(self) -> int:
+        """Images a repeat."""
+        return int(self.sampling["num"])
+
+    @property
+    def seed(self) -> int:
+        """Of the first image; image i of all repeats has ``seed`` + i."""
+        return int(self.sampling["seed"])
+
+    @property
+    def repeats(self) -> int:
+        """How often ``num`` images were measured."""
+        return int(self.content.get("repeats") or 1)
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """A part of the record, {} if it is absent."""
+        return self.content.get(name) or {}
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The finite values of ``metric`` by the seed of their first image.
+
+        Those of ``per_seed``, or the one of ``metrics`` where ``per_seed`` has none.
+        """
+        rows = self.content.get("per_seed") or ()
+        found = {int(row["seed"]): row[metric] for row in rows if finite(row.get(metric))}
+        if not found and finite(self.content["metrics"].get(metric)):
+            found = {self.seed: self.content["metrics"][metric]}
+        return {seed: float(value) for seed, value in found.items()}
+
+
+def read_records(files: Sequence[str]) -> list[Record]:
+    """All records of ``files``, .json or .jsonl, in order.
+
+    UserError for a file that is missing, damaged, given twice or holds something else.
+    """
+    records: list[Record] = []
+    known: dict[Path, str] = {}
+    for file in files:
+        path = Path(file)
+        if path.resolve() in known:
+            earlier = known[path.resolve()]
+            also = "" if earlier == file else f", as {earlier} too"
+            raise UserError(f"{file} is given twice{also}: give each record once")
+        known[path.resolve()] = file
+        records += _read(path)
+    return records
+
+
+def _read(path: Path) -> list[Record]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the JSON file that stepdistill eval wrote")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no record {path}: give files of stepdistill eval") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the record {path}: {first_line(error)}") from error
+    pieces = {str(path): text}
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.split("\n"), start=1)
+        pieces = {f"{path}, line {i}": line for i, line in lines if line.strip()}
+    if not any(piece.strip() for piece in pieces.values()):
+        raise UserError(f"{path} is empty: write it again with stepdistill eval")
+    return [Record(place, path.parent, _content(place, piece)) for place, piece in pieces.items()]
+
+
+def _content(place: str, text: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        if "Extra data" in str(error):
+            raise UserError(
+                f"{place} holds more than one JSON value: name a file of one record a line .jsonl"
+            ) from error
+        raise UserError(
+            f"{place} is cut short, or is no JSON ({error}): write it again with stepdistill eval"
+        ) from error
+    check(place, content)
+    checked: Mapping[str, Any] = content
+    return checked

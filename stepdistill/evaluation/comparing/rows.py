@@ -1,0 +1,221 @@
+"""One row a model, its number of steps and its settings: several seeds are one row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .estimates import Estimate, from_error, over_seeds
+from .metric_names import MEMORY, MS, MS_ONE, named
+from .records import Record
+from .schema import finite
+
+# of sampling: what does not make another row
+NOT_SETTINGS = ("num", "seed", "batch_size", "told", "told_sha256")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Records of one model with one setting, ``label`` tells it from the others.
+
+    ``values`` and ``speeds`` are its estimates by name, what was not measured is absent.
+    """
+
+    label: str
+    records: Sequence[Record]
+    values: Mapping[str, Estimate]
+    speeds: Mapping[str, Estimate]
+    notes: Sequence[str]
+
+    @property
+    def steps(self) -> int | None:
+        """Of the sampler."""
+        return self.records[0].sampling.get("steps")
+
+    @property
+    def calls(self) -> float | None:
+        """Network calls an image."""
+        return self.records[0].sampling.get("calls")
+
+    @property
+    def is_teacher(self) -> bool:
+        """As the record says."""
+        return self.records[0].model.get("role") == "teacher"
+
+    @property
+    def seeds(self) -> int:
+        """Evaluations that went into it."""
+        return len({seed for record in self.records for seed in _seeds(record)})
+
+    @property
+    def measured_on(self) -> tuple[str, int | None] | None:
+        """(device, batch size) of its times; None if there are none."""
+        return next((_where(r) for r in self.records if r.part("speed")), None)
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """The rows of a section's ``records``, teachers first, then by calls; equals as given.
+
+    UserError for two records of one model, setting and seed.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_identity(record), []).append(record)
+    for group in groups.values():
+        _check_seeds(group)
+    made = [
+        _row(label, group)
+        for label, group in zip(labels(list(groups.values())), groups.values(), strict=True)
+    ]
+    return sorted(made, key=lambda row: (not row.is_teacher, row.calls or 0))
+
+
+def labels(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """A name for each, as short as tells them apart: steps and settings only where they must."""
+    firsts = [group[0] for group in groups]
+    said = [record.name for record in firsts]
+    for add in (_steps, _folder, _guidance, _dtype, _weights):
+        counted = Counter(said)
+        said = [
+            text + (add(record) if counted[text] > 1 else "")
+            for text, record in zip(said, firsts, strict=True)
+        ]
+    counted = Counter(said)
+    return [
+        text if counted[text] == 1 else f"{text} ({said[:i].count(text) + 1})"
+        for i, text in enumerate(said)
+    ]
+
+
+def estimate(records: Sequence[Record], metric: str) -> Estimate | None:
+    """The value of ``metric`` over all seeds of ``records``; None if it was not measured.
+
+    The interval is Student's over seeds that share no image; else 1.96 of the largest standard
+    error that the records give; else there is none.
+    """
+    by_seed = {seed: value for r in records for seed, value in r.by_seed(metric).items()}
+    values = list(by_seed.values())
+    if not values:
+        return None
+    if len(values) > 1 and not _shared(sorted(by_seed), records[0].num):
+        return over_seeds(values)
+    errors = [r.part("errors").get(metric, math.nan) for r in records if r.by_seed(metric)]
+    if all(map(finite, errors)):
+        return from_error(values, max(errors))
+    return Estimate(sum(values) / len(values), None, len(values))
+
+
+def _row(label: str, records: Sequence[Record]) -> Row:
+    names = {metric for record in records for metric in record.content["metrics"]}
+    names |= {k for r in records for row in r.content.get("per_seed") or () for k in row}
+    found = {name: estimate(records, name) for name in sorted(names - {"seed"})}
+    values = {name: value for name, value in found.items() if value is not None}
+    speeds, foreign = _speeds(records)
+    notes = dict.fromkeys(note for r in records for note in r.content.get("notes") or ())
+    computed = [*_notes(label, records, sorted(names - {"seed"})), *foreign]
+    return Row(label, records, values, speeds, [*notes, *computed])
+
+
+def _notes(label: str, records: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
+    """What a reader must know of how a row was made."""
+    for name in names:
+        for record in records:
+            value = record.content["metrics"].get(name)
+            if value is not None and not finite(value):
+                yield f"{named(name).label} of {record.place} is not a finite number."
+    seeds, num = sorted({seed for record in records for seed in _seeds(record)}), records[0].num
+    if shared := _shared(seeds, num):
+        yield (
+            f"Seeds {shared[0]} and {shared[1]} of {label} share "
+            f"{num - shared[1] + shared[0]:,} of {num:,} images, so that their spread is no "
+            f"interval: evaluate with seeds at least {num:,} apart."
+        )
+
+
+def _speeds(records: Sequence[Record]) -> tuple[dict[str, Estimate], list[str]]:
+    """The means over records on one device with one batch size, and a note if there are others."""
+    timed = [record for record in records if record.part("speed")]
+    same = [record for record in timed if _where(record) == _where(timed[0])]
+    found: dict[str, Estimate] = {}
+    for metric, key, unit in (
+        (MS, "ms_per_image", 1),
+        (MS_ONE, "ms_one_image", 1),
+        (MEMORY, "peak_memory_bytes", 2**30),
+    ):
+        values = [r.part("speed")[key] / unit for r in same if finite(r.part("speed").get(key))]
+        if values:  # a peak has no spread: it is the highest that was seen
+            peak = metric is MEMORY
+            found[metric.name] = Estimate(max(values)) if peak else over_seeds(values)
+    if len(same) < len(timed):
+        return found, [f"The times are those of {same[0].place}: the other seeds ran elsewhere."]
+    return found, []
+
+
+def _where(record: Record) -> tuple[str, int | None]:
+    speed = record.part("speed")
+    return str(speed.get("device") or "an unnamed device"), speed.get("batch_size")
+
+
+def _seeds(record: Record) -> set[int]:
+    rows: Sequence[Mapping[str, Any]] = record.content.get("per_seed") or ()
+    return {int(row["seed"]) for row in rows} or {record.seed}
+
+
+def _shared(seeds: Sequence[int], num: int) -> tuple[int, int] | None:
+    """The first two of ascending ``seeds`` nearer than ``num``: their images overlap."""
+    near = [(a, b) for a, b in pairwise(seeds) if b - a < num]
+    return near[0] if near else None
+
+
+def _check_seeds(records: Sequence[Record]) -> None:
+    known: dict[int, Record] = {}
+    for record in records:
+        for seed in sorted(_seeds(record)):
+            if seed in known:
+                raise UserError(
+                    f"{known[seed].place} and {record.place} hold the same evaluation: "
+                    f"{record.name}, {record.sampling.get('steps')} steps, seed {seed}: give one "
+                    "of them, or evaluate with another seed"
+                )
+            known[seed] = record
+
+
+def _identity(record: Record) -> str:
+    """A model by its weights, else its path, with its settings; numbers as 1.0, never 1."""
+    model = record.model
+    own = model.get("sha256") or model.get("path") or model.get("name")
+    settings = {k: v for k, v in record.sampling.items() if k not in NOT_SETTINGS and v is not None}
+    settings = {k: float(v) if finite(v) else v for k, v in settings.items()}
+    return json.dumps([own, settings], sort_keys=True)
+
+
+def _steps(record: Record) -> str:
+    steps = record.sampling.get("steps")
+    return "" if steps is None else f", {steps} step{'s' if steps > 1 else ''}"
+
+
+def _folder(record: Record) -> str:
+    parent = Path(str(record.model.get("path") or "")).parent.name
+    return f" of {parent}" if parent else ""
+
+
+def _guidance(record: Record) -> str:
+    scale = record.sampling.get("guidance_scale")
+    return "" if scale is None else f", guidance {scale:g}"
+
+
+def _dtype(record: Record) -> str:
+    dtype = record.sampling.get("dtype")
+    return "" if dtype is None else f", {dtype}"
+
+
+def _weights(record: Record) -> str:
+    hashes = list((record.model.get("sha256") or {}).values())
+    return f", weights {hashes[0][:8]}" if hashes else ""
