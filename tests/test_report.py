@@ -6,15 +6,14 @@ import html
 import importlib
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browser import chromium
 from PIL import Image
 
 from stepdistill.comparison import lost, students
@@ -331,23 +330,6 @@ FRAMES = """<!doctype html><pre id="found"></pre>
 <iframe src="probed.html" style="width: 390px; height: 900px; border: 0"></iframe>
 <iframe src="probed.html" style="width: 1280px; height: 900px; border: 0"></iframe>
 """
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-
-
-def chromium(page: Path, *arguments: str) -> str:
-    """Open ``page`` from disk in headless Chromium; its standard output."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
-    if binary is None:
-        sentence = "the report is not opened in a browser: `make browser` installs Chromium"
-        pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
-    profile = page.parent / "profile"
-    command = [binary, *FLAGS, f"--user-data-dir={profile}", *arguments, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
-    shutil.rmtree(profile, ignore_errors=True)
-    return done.stdout
 
 
 @pytest.mark.slow

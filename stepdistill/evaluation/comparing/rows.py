@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from .estimates import Estimate, from_error, over_seeds
+from .labels import labels
 from .metric_names import MEMORY, MS, MS_ONE, named
 from .records import Record
 from .schema import finite
@@ -75,23 +74,6 @@ def rows(records: Sequence[Record]) -> list[Row]:
         for label, group in zip(labels(list(groups.values())), groups.values(), strict=True)
     ]
     return sorted(made, key=lambda row: (not row.is_teacher, row.calls or 0))
-
-
-def labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for each, as short as tells them apart: steps and settings only where they must."""
-    firsts = [group[0] for group in groups]
-    said = [record.name for record in firsts]
-    for add in (_steps, _folder, _guidance, _dtype, _weights):
-        counted = Counter(said)
-        said = [
-            text + (add(record) if counted[text] > 1 else "")
-            for text, record in zip(said, firsts, strict=True)
-        ]
-    counted = Counter(said)
-    return [
-        text if counted[text] == 1 else f"{text} ({said[:i].count(text) + 1})"
-        for i, text in enumerate(said)
-    ]
 
 
 def estimate(records: Sequence[Record], metric: str) -> Estimate | None:
@@ -181,7 +163,7 @@ def _check_seeds(records: Sequence[Record]) -> None:
             if seed in known:
                 raise UserError(
                     f"{known[seed].place} and {record.place} hold the same evaluation: "
-                    f"{record.name}, {record.sampling.get('steps')} steps, seed {seed}: give one "
+                    f"{record.name}, steps {record.sampling.get('steps')}, seed {seed}: give one "
                     "of them, or evaluate with another seed"
                 )
             known[seed] = record
@@ -194,28 +176,3 @@ def _identity(record: Record) -> str:
     settings = {k: v for k, v in record.sampling.items() if k not in NOT_SETTINGS and v is not None}
     settings = {k: float(v) if finite(v) else v for k, v in settings.items()}
     return json.dumps([own, settings], sort_keys=True)
-
-
-def _steps(record: Record) -> str:
-    steps = record.sampling.get("steps")
-    return "" if steps is None else f", {steps} step{'s' if steps > 1 else ''}"
-
-
-def _folder(record: Record) -> str:
-    parent = Path(str(record.model.get("path") or "")).parent.name
-    return f" of {parent}" if parent else ""
-
-
-def _guidance(record: Record) -> str:
-    scale = record.sampling.get("guidance_scale")
-    return "" if scale is None else f", guidance {scale:g}"
-
-
-def _dtype(record: Record) -> str:
-    dtype = record.sampling.get("dtype")
-    return "" if dtype is None else f", {dtype}"
-
-
-def _weights(record: Record) -> str:
-    hashes = list((record.model.get("sha256") or {}).values())
-    return f", weights {hashes[0][:8]}" if hashes else ""

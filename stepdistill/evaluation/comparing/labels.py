@@ -1,0 +1,51 @@
+"""Names that tell rows apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .records import Record
+
+
+def labels(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """A name for each, as short as tells them apart: steps and settings only where they must."""
+    firsts = [group[0] for group in groups]
+    said = [record.name for record in firsts]
+    for add in (_steps, _folder, _guidance, _dtype, _weights):
+        counted = Counter(said)
+        said = [
+            text + (add(record) if counted[text] > 1 else "")
+            for text, record in zip(said, firsts, strict=True)
+        ]
+    counted = Counter(said)
+    return [
+        text if counted[text] == 1 else f"{text} ({said[:i].count(text) + 1})"
+        for i, text in enumerate(said)
+    ]
+
+
+def _steps(record: Record) -> str:
+    steps = record.sampling.get("steps")
+    return "" if steps is None else f", {steps} step{'s' if steps > 1 else ''}"
+
+
+def _folder(record: Record) -> str:
+    parent = Path(str(record.model.get("path") or "")).parent.name
+    return f" of {parent}" if parent else ""
+
+
+def _guidance(record: Record) -> str:
+    scale = record.sampling.get("guidance_scale")
+    return "" if scale is None else f", guidance {scale:g}"
+
+
+def _dtype(record: Record) -> str:
+    dtype = record.sampling.get("dtype")
+    return "" if dtype is None else f", {dtype}"
+
+
+def _weights(record: Record) -> str:
+    hashes = list((record.model.get("sha256") or {}).values())
+    return f", weights {hashes[0][:8]}" if hashes else ""
