@@ -34,20 +34,25 @@ from .methods.base import Batch, Loss, Method
 from .progress import Progress
 from .runs import RunFolder
 from .signals import StopSignals
+from .watching import Metrics as Metrics
+from .watching import Watch, check_watched
 
-Metrics = Mapping[str, float]
 # (iteration, method, average of the generator's weights): whatever someone wants done beside
 Hook = Callable[[int, Method, EMA], None]
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where the loop stopped; the averaged generator is in place inside ``ema.applied()``."""
+    """Where the loop stopped; the averaged generator is in place inside ``ema.applied()``.
+
+    ``stopped`` says why, if ``stop_after`` has ended the run, and is "" otherwise.
+    """
 
     iteration: int
     interrupted: bool
     ema: EMA
     metrics: dict[str, float]
+    stopped: str = ""
 
 
 def fit(
@@ -66,8 +71,9 @@ def fit(
 ) -> FitResult:
     """Train ``method`` on ``data`` in the folder ``run``, going on from its newest checkpoint.
 
-    ``evaluate`` and ``draw_samples`` are called with the averaged generator in place; the metric
-    ``fid`` of ``evaluate`` decides which checkpoint is kept as the best. ``settings`` are compared
+    ``evaluate`` and ``draw_samples`` are called with the averaged generator in place, ``evaluate``
+    on every process, of which the main one's metrics count; ``best_metric`` of them decides which
+    checkpoint is kept as the best, and when ``stop_after`` ends the run. ``settings`` are compared
     on resume. ``hooks`` are called after each iteration, on every process, once it is saved and
     measured where that was due. ``condition_dropout`` hides conditionings of the data at random.
     Raises UserError for settings that cannot run and NonFiniteError for NaN or Inf; on SIGTERM or
@@ -76,6 +82,7 @@ def fit(
     accelerator = accelerator or Accelerator(mixed_precision="no")
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     main, total = accelerator.is_main_process, config.max_steps
+    check_watched(config, measures=evaluate is not None)
     metrics: Metrics = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(out_of_memory_explained(method, data, config, accelerator))
@@ -84,29 +91,32 @@ def fit(
             stack.enter_context(folder)
         stop = stack.enter_context(StopSignals())
         iteration, interrupted = loop.begin(resume), False
+        watch = Watch(evaluate, config, accelerator, folder)
         progress = Progress(folder, accelerator, iteration, total, config.batch_size, loop.settings)
         stack.enter_context(progress)
-        while iteration < total and not interrupted:
+        stopped = watch.stopped(iteration)
+        if stopped and main:
+            print(f"{folder.path} is done: it {stopped}", file=sys.stderr)
+        while iteration < total and not interrupted and not stopped:
             iteration += 1
             with progress.timed():
                 loop.iterate(iteration)
             interrupted = iteration < total and stop.asked(accelerator)
             measured = None
-            if evaluate is not None and config.due("evaluate", iteration):
+            if watch.due(iteration):
                 with loop.ema.applied():
-                    metrics = evaluate()
-                measured = metrics.get("fid")
-                progress.evaluation(iteration, metrics)
-            if draw_samples is not None and main and config.due("sample", iteration):
+                    metrics, measured = watch.measure(iteration, progress)
+                stopped = watch.end(iteration)
+            if draw_samples is not None and main and config.due("sample", iteration, bool(stopped)):
                 with loop.ema.applied():
                     draw_samples(iteration)
-            if config.due("log", iteration):
+            if config.due("log", iteration, bool(stopped)):
                 progress.training(iteration, loop.read_logs())
             if config.due("save", iteration) or measured is not None or interrupted:
                 loop.save(iteration, measured)
             for hook in hooks:
                 hook(iteration, method, loop.ema)
-    return FitResult(iteration, interrupted, loop.ema, dict(metrics))
+    return FitResult(iteration, interrupted, loop.ema, dict(metrics), stopped)
 
 
 def _adamw(config: FitConfig) -> Callable[..., Optimizer]:

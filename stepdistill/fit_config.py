@@ -36,6 +36,10 @@ class FitConfig:
     keep: int = 2  # newest checkpoints kept, beside the best
     sample_every: int = 0  # iterations between grids of fixed seeds; 0: never
     evaluate_every: int = 0  # iterations between measurements; 0: never
+    best_metric: str | None = None  # that the best checkpoint has; default: fid or teacher_distance
+    diversity_alarm: float = 0.5  # the diversity below which an alarm is told; 0: never
+    stop_after: int = 0  # measurements in a row without a better one that end the run; 0: never
+    stop_margin: float = 0.0  # the part of best_metric that counts as better
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -51,6 +55,8 @@ class FitConfig:
             raise UserError(f"grad_clip must be above 0, got {self.grad_clip}")
         if not 0 <= self.lr_end <= 1:
             raise UserError(f"lr_end must lie in [0, 1], got {self.lr_end}")
+        if not 0 <= self.stop_margin < 1:
+            raise UserError(f"stop_margin must lie in [0, 1), got {self.stop_margin}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must lie in [0, 1), got {self.betas}")
 
@@ -61,14 +67,16 @@ class FitConfig:
         fall = min(1.0, left / self.lr_decay) if self.lr_decay else 1.0
         return rise * (self.lr_end + (1 - self.lr_end) * fall)
 
-    def due(self, what: str, iteration: int) -> bool:
+    def due(self, what: str, iteration: int, ends: bool = False) -> bool:
         """Is it time to "log", "save", "sample" or "evaluate"? Every so often, and at the end."""
         every: int = getattr(self, f"{what}_every")
-        return every > 0 and (iteration == self.max_steps or iteration % every == 0)
+        return every > 0 and (ends or iteration == self.max_steps or iteration % every == 0)
 
     def trajectory(self) -> dict[str, Any]:
         """The settings that a resumed run must share: those that change the numbers."""
         free = _FREE | (set() if self.lr_decay else {"max_steps"})
+        if self.best_metric is None:  # as in checkpoints of before there was such an option
+            free |= {"best_metric"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
 
 
@@ -77,6 +85,7 @@ _LEAST = {
     **dict.fromkeys(("log_every", "save_every", "keep"), 1),
     **dict.fromkeys(("lr_warmup", "lr_decay", "weight_decay", "ema_half_life"), 0),
     **dict.fromkeys(("ema_rampup", "workers", "sample_every", "evaluate_every"), 0),
+    **dict.fromkeys(("diversity_alarm", "stop_after"), 0),
 }
 _FREE = {"accumulate", "workers", "log_every", "save_every", "keep", "sample_every"}
-_FREE |= {"evaluate_every"}
+_FREE |= {"evaluate_every", "diversity_alarm", "stop_after", "stop_margin"}

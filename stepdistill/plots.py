@@ -21,7 +21,7 @@ POINTS = 300  # drawn of a curve: more are averaged, neighbours together
 
 # title of a plot, the metrics it shows
 PLOTS = (
-    ("Quality during training", r"eval/(?!num_samples).+"),
+    ("Quality during training", r"eval/(?!num_samples|seconds|diversity_alarm).+"),
     ("Generator: loss and its terms", r"generator/(?!grad_norm|x0_).+"),
     ("Critic: loss and its terms", r"critic/(?!grad_norm|x0_).+"),
     ("Gradient norms before clipping", r".+/grad_norm"),
@@ -30,6 +30,7 @@ PLOTS = (
 )
 NAMES = {
     "fid": "Frechet distance",
+    "teacher_distance": "Frechet distance to the teacher",
     "class_accuracy": "class accuracy, %",
     "caption_accuracy": "caption accuracy, %",
     "memory_gb": "memory, GB",

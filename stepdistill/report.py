@@ -21,6 +21,7 @@ from .methods import METHODS
 from .pages import data_uri, environment, write_page
 from .plots import plots
 from .runs import RunFolder, read_metrics
+from .watching import remarks
 
 FILES = ("config.yaml", "metrics.jsonl", "results.json")  # any of them makes a folder a run's
 EARLIER = 24  # sample grids shown beside the newest, evenly spread
@@ -70,6 +71,7 @@ def render(run: Path) -> str:
         students=students(results),
         rows=measured_rows(results),
         lost=[lost(results["teacher"], student) for student in students(results)],
+        remarks=remarks(metrics),
         plots=plots(metrics, results.get("teacher", {})),
         iteration=last,
         newest=picture(grids[-1]) if grids else None,

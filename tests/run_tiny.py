@@ -52,7 +52,8 @@ torch.set_num_threads(1)
 
 SCHEDULE = EDMSchedule(0.02, 20.0)
 MODES = 8
-CLOCKED = ("images_per_second", "memory_gb")  # fields of metrics.jsonl that differ between runs
+# fields of metrics.jsonl that differ between runs
+CLOCKED = ("images_per_second", "memory_gb", "eval/seconds")
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,23 @@ def start(
     tiny: Tiny, folder: Path, death: str = "", rank: int = 0, ranks: int = 1, port: int = 0
 ) -> BaseProcess:
     """Run in a child process, one rank of ``ranks``; its stderr goes to ``folder``.stderrN."""
+    return launch(_run_until, (tiny, folder, death), folder, rank, ranks, port)
+
+
+def launch(
+    target: Callable[..., object],
+    arguments: tuple[Any, ...],
+    folder: Path,
+    rank: int = 0,
+    ranks: int = 1,
+    port: int = 0,
+) -> BaseProcess:
+    """``target(*arguments)`` likewise; it is a module's function, since the child imports it."""
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
-    arguments = (tiny, folder, environment if ranks > 1 else {}, rank, death)
-    process = _fork_server().Process(target=_child, args=arguments)
+    environment = environment if ranks > 1 else {}
+    log = folder.with_name(f"{folder.name}.stderr{rank}")
+    process = _fork_server().Process(target=_child, args=(target, arguments, environment, log))
     process.start()
     return process
 
@@ -257,13 +271,22 @@ def wait_for_line(process: BaseProcess, folder: Path, iteration: int) -> None:
         time.sleep(0.001)
 
 
-def _child(tiny: Tiny, folder: Path, environment: dict[str, str], rank: int, death: str) -> None:
+def _child(
+    target: Callable[..., object],
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    stderr: Path,
+) -> None:
     os.environ.update(environment)
-    with folder.with_name(f"{folder.name}.stderr{rank}").open("a") as log:
+    with stderr.open("a") as log:
         os.dup2(log.fileno(), 2)
+    guarded(lambda: target(*arguments))
+
+
+def _run_until(tiny: Tiny, folder: Path, death: str) -> None:
     if death:
         _die_at(death)
-    guarded(lambda: run(tiny, folder))
+    run(tiny, folder)
 
 
 # --- kills at chosen places --------------------------------------------------------------------

@@ -520,6 +520,10 @@ def test_nan_exits_with_3(tmp_path, capsys):
         ("weight_decay", -0.1),
         ("workers", -1),
         ("evaluate_every", -1),
+        ("stop_after", -1),
+        ("stop_margin", -0.1),
+        ("stop_margin", 1.0),
+        ("diversity_alarm", -0.1),
         ("betas", (0.9, 1.0)),
     ],
 )
@@ -640,6 +644,7 @@ def test_metrics_lines(tmp_path):
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["iteration"] for line in lines] == [2, 4, 4, 5, 5]
     evaluated = {"eval/fid": 2.0, "eval/diversity": 0.5}
+    assert lines[1].pop("eval/seconds") >= 0
     assert lines[1] == {"iteration": 4, **evaluated}
     critic = {"critic/loss", "critic/denoising", "critic/discriminator"}
     always = {"iteration", "critic/grad_norm", "head/grad_norm", "images_per_second", "memory_gb"}

@@ -22,6 +22,7 @@ def one_iteration(settings: Settings, method: type[Any]) -> Settings:
     short: dict[str, Any] = {
         **{"max_steps": 1, "batch_size": micro, "accumulate": 1, "lr_warmup": 0, "lr_decay": 0},
         **{"log_every": 1, "save_every": 1, "sample_every": 1, "evaluate_every": 0},
+        **{"stop_after": 0, "best_metric": None},
     }
     own = settings.get(method)
     if hasattr(own, "critic_steps"):

@@ -9,9 +9,8 @@ from ..config import Settings
 from ..precomputed import find_precomputed
 from ..runs import RunFolder, read_metrics
 from ..sources import shown_source
+from ..watching import ALARM, SECONDS, measurements
 from .options import DistilOptions
-
-MEASURED = "eval/"  # how metrics.jsonl marks what was measured
 
 
 def provenance(name: str, settings: Settings, run: RunFolder, iteration: int) -> dict[str, Any]:
@@ -38,9 +37,5 @@ def learned_from(options: DistilOptions) -> str:
 
 def measured(metrics: Path, iteration: int) -> dict[str, float]:
     """The last measurement of this very iteration; {} if there is none."""
-    found: dict[str, float] = {}
-    for row in read_metrics(metrics):
-        if row["iteration"] == iteration:
-            own = {k.removeprefix(MEASURED): v for k, v in row.items() if k.startswith(MEASURED)}
-            found = own or found
-    return found
+    found = measurements([row for row in read_metrics(metrics) if row["iteration"] == iteration])
+    return {k: v for k, v in found[-1].items() if k not in (SECONDS, ALARM)} if found else {}
