@@ -96,7 +96,8 @@ def fit(
         stack.enter_context(progress)
         stopped = watch.stopped(iteration)
         if stopped and main:
-            print(f"{folder.path} is done: it {stopped}", file=sys.stderr)
+            mend = "raise stop_after, or set it to 0, to go on"
+            print(f"{folder.path} is done: it {stopped}; {mend}", file=sys.stderr)
         while iteration < total and not interrupted and not stopped:
             iteration += 1
             with progress.timed():

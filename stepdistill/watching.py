@@ -97,6 +97,7 @@ class Watch:
         why = self.stopped(iteration)
         if why and self.accelerator.is_main_process:
             self.run.log({"iteration": iteration, STOPPED: why})
+            tqdm.write(why, file=sys.stderr)
         return why
 
 

@@ -116,6 +116,30 @@ def test_mistakes(
 
 
 @pytest.mark.slow
+def test_students_told_by_text_are_measured(place: Path, tmp_path: Path) -> None:
+    """Told by the prompts of the training, by precomputed ones (with a teacher that has no
+    encoders) or by a file of the same: the teacher gives the same, to the last bit."""
+    size = ["--load.height", 32, "--load.width", 32]
+    given = [place / "teacher", "--prompts", place / "prompts.txt"]
+    assert run("precompute", *given, *size, "--output", tmp_path / "cache") == 0
+    own = ["--evaluate_every", 1, "--evaluate_samples", 12, "--eval.features", "scenes", *size]
+    cached = ["--prompts", "", "--data", tmp_path / "cache"]
+    file = ["--eval.prompts", place / "prompts.txt"]
+    kinds = {"prompts": [], "cached": cached, "file": [*cached, *file]}
+    found = {}
+    for name, more in kinds.items():
+        assert train(place, tmp_path / name, *own, *more) == 0
+        found[name] = load_file(tmp_path / name / "measured_teacher.safetensors")
+        lines = read_metrics(tmp_path / name / "metrics.jsonl")
+        rows = [line for line in lines if "eval/teacher_distance" in line]
+        assert [row["iteration"] for row in rows] == [1, 2]
+        assert all(row["eval/diversity"] > 0 for row in rows)
+    assert found["prompts"]["count"] == 12
+    for other in ("cached", "file"):
+        assert all(torch.equal(found[other][k], v) for k, v in found["prompts"].items())
+
+
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_is_the_same_run(place: Path, tmp_path: Path) -> None:
     """Trained and exported with compiled blocks: nearly the eager run's student, same names.

@@ -136,7 +136,8 @@ def test_a_run_ends_where_it_no_longer_improves(
     capsys.readouterr()
     again = falling(tmp_path, stop_after=2)
     assert (again.iteration, again.stopped) == (10, why)
-    assert capsys.readouterr().err.splitlines()[-1] == f"{tmp_path} is done: it {why}"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"{tmp_path} is done: it {why}; raise stop_after")
     assert digest(tmp_path) == files
     longer = falling(tmp_path, stop_after=4)
     assert (longer.iteration, longer.stopped[:24]) == (14, "stopped at iteration 14 ")

@@ -19,12 +19,14 @@ from .options import DistilOptions
 
 
 def read_teacher(settings: Settings, device: torch.device | str = "cpu") -> Teacher:
-    """The teacher; on precomputed samples without what they stand in for, as grids allow."""
+    """The teacher; on precomputed samples without what they stand in for, as far as grids and
+    measurements allow."""
     options = settings.get(DistilOptions)
     found = find_precomputed(options.data)
     held = None
     if found is not None:
-        held = stored(found, decodes=settings.get(FitConfig).sample_every > 0)
+        config = settings.get(FitConfig)
+        held = stored(found, decodes=config.sample_every > 0 or config.evaluate_every > 0)
     return load_teacher(options.teacher, device, settings.get(LoadOptions), held)
 
 

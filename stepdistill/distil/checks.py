@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ..data import Data, TensorData
 from ..data.sharded_data import ShardedData
 from ..errors import UserError
+from ..fit_config import FitConfig
 from ..methods import METHODS
 from ..methods.base import Method
 from ..roles import LoRAOptions
 from ..sharing import check_name
 from ..teachers import Teacher
-from .options import DistilOptions
+from ..watching import check_watched
+from .options import DistilOptions, EvalOptions
 
 
 def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> None:
@@ -46,6 +49,18 @@ def check_validation(options: DistilOptions, teacher: Teacher) -> None:
             f"{teacher.name} goes on from first frames, which --validation_prompts do not bring: "
             "leave them out, and the grids show examples of its family"
         )
+
+
+def check_evaluation(options: DistilOptions, own: EvalOptions, config: FitConfig) -> None:
+    """UserError for what goes by measurements where there are none."""
+    check_watched(config, measures=True)
+    if config.evaluate_every:
+        return
+    if options.export_best:
+        raise UserError("export_best goes by measurements: give evaluate_every too")
+    given = [name for name, value in asdict(own).items() if value is not None]
+    if given:
+        raise UserError(f"eval.{given[0]} is of measurements: give evaluate_every too")
 
 
 def warn_of_path(options: DistilOptions, teacher: Teacher) -> None:

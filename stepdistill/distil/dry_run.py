@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Settings
 from ..fit import FitConfig
-from .options import DistilOptions
+from .options import DistilOptions, EvalOptions
 
 
 def one_iteration(settings: Settings, method: type[Any]) -> Settings:
@@ -22,14 +22,17 @@ def one_iteration(settings: Settings, method: type[Any]) -> Settings:
     short: dict[str, Any] = {
         **{"max_steps": 1, "batch_size": micro, "accumulate": 1, "lr_warmup": 0, "lr_decay": 0},
         **{"log_every": 1, "save_every": 1, "sample_every": 1, "evaluate_every": 0},
-        **{"stop_after": 0, "best_metric": None},
+        **{"stop_after": 0, "best_metric": None},  # nothing is measured
     }
     own = settings.get(method)
     if hasattr(own, "critic_steps"):
         own = replace(own, critic_steps=1)
     parts = {
         **settings.parts,
-        DistilOptions: replace(options, output=str(output), export_every=0, push_to_hub=""),
+        DistilOptions: replace(
+            options, output=str(output), export_every=0, export_best=False, push_to_hub=""
+        ),
+        EvalOptions: EvalOptions(),
         FitConfig: replace(config, **short),
         method: own,
     }

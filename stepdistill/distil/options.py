@@ -38,7 +38,8 @@ class DistilOptions:
         times: the student's times instead, falling, in (0, 1]; default: evenly spaced from 1
         resume: go on from the newest checkpoint in output; false starts over in an empty folder
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
-        evaluate_samples: samples a measurement during training, on built-in data
+        evaluate_samples: samples a measurement during training
+        export_best: export the student of the checkpoint with the best best_metric, not the last
         export: what is written at the end: a whole pipeline "folder", a "lora", or "both"
         export_every: iterations between students written to students/NNNNNN; 0: at the end alone
         push_to_hub: put what was written there, owner/name; of "both" the LoRA as owner/name-lora
@@ -65,6 +66,7 @@ class DistilOptions:
     skip_corrupt: bool = False
     evaluate_samples: int = 2_000
     export: Literal["folder", "lora", "both"] = "folder"
+    export_best: bool = False
     export_every: int = 0
     push_to_hub: str = ""
     validation_prompts: tuple[str, ...] = ()
@@ -81,6 +83,39 @@ class DistilOptions:
                 raise UserError(f"{name} is of prompts: give --prompts, or leave --{name} out")
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How students are measured during training, every evaluate_every iterations.
+
+    The built-in worlds are measured in their own way unless one of these is given.
+
+    Args:
+        features: of the distance and the diversity: inception, digits, or another extractor;
+            default: inception, or digits for 8x8 grey images
+        weights: the file of its weights; default: where stepdistill fid finds them
+        reference: statistics that stepdistill eval reference made, or a folder of images; default:
+            the teacher's own samples, drawn once
+        prompts: of a teacher that is told by text, a file as of --prompts; default:
+            validation_prompts, or what the training data tells
+        batch_size: samples drawn at a time; default: those of a micro-batch, which fit
+    """
+
+    features: str | None = None
+    weights: str | None = None
+    reference: str | None = None
+    prompts: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"eval.batch_size must be at least 1, got {self.batch_size}")
+
+    @property
+    def given(self) -> bool:
+        """Whether something else is asked for than what a built-in world measures."""
+        return self != EvalOptions()
+
+
 def read_settings(
     name: str,
     arguments: Sequence[str] | None,
@@ -92,8 +127,8 @@ def read_settings(
     Another ``program`` takes the same, and the fields of ``more``.
     """
     program, flat = program or f"stepdistill train {name}", (*more, DistilOptions, FitConfig)
-    kinds = (LoadOptions, METHODS[name].Config, LoRAOptions, MemoryOptions)
-    nested = dict(zip(("load", "method", "lora", "memory"), kinds, strict=True))
+    kinds = (LoadOptions, METHODS[name].Config, LoRAOptions, MemoryOptions, EvalOptions)
+    nested = dict(zip(("load", "method", "lora", "memory", "eval"), kinds, strict=True))
     note = presets.described(name)
     settings = parse(program, flat, nested, arguments, note=note)
     options = settings.get(DistilOptions)

@@ -20,6 +20,7 @@ from ..data.sharded_data import ShardedData
 from ..errors import UserError
 from ..export import claim
 from ..fit import FitConfig, FitResult, Hook, fit
+from ..footprint import micro_batch
 from ..initial import start_from
 from ..memory import estimate
 from ..methods import METHODS
@@ -29,14 +30,23 @@ from ..roles import LoRAOptions
 from ..runs import RunFolder
 from ..savings import MemoryOptions
 from ..teachers import LoadOptions, Teacher
+from ..watching import check_metrics
 from .build import build_method, read_teacher
-from .checks import check_export, check_possible, check_validation, warn_of_path
+from .checks import (
+    check_evaluation,
+    check_export,
+    check_possible,
+    check_validation,
+    warn_of_path,
+)
 from .data import condition_dropout, load_data
 from .dry_run import one_iteration
 from .hooks import own_hooks
-from .options import DistilOptions, read_settings
-from .students import StudentWriter
-from .validation import evaluation, grid_conditioning, sample_grids
+from .measuring import Measuring
+from .options import DistilOptions, EvalOptions, read_settings
+from .students import StudentWriter, put_best
+from .told import what_is_told
+from .validation import OF_WORLDS, evaluation, grid_conditioning, sample_grids, world_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         log_with="tensorboard" if with_tracker else None,
         project_dir=options.output if with_tracker else None,
     )
+    check_evaluation(options, settings.get(EvalOptions), settings.get(FitConfig))
     teacher = read_teacher(settings, accelerator.device)
     method = build_method(name, settings, teacher)
     if options.init:
@@ -80,6 +91,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)
+    measuring = _measuring(settings, method, teacher, data, accelerator)
     if accelerator.is_main_process:
         warn_of_path(options, teacher)
     if options.dry_run and accelerator.is_main_process:
@@ -90,11 +102,15 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         if accelerator.is_main_process:
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
-        result = _fit(method, data, writer, accelerator, asked)
+        result = _fit(method, data, writer, accelerator, asked, measuring)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
-                exported = writer.finish(method, result.iteration)
-            print("\n".join(f"student: {folder}" for folder in exported))
+                shown = result.iteration
+                if options.export_best:
+                    shown = put_best(method, run, result.iteration)
+                exported = writer.finish(method, shown)
+            best = f" (the best, of iteration {shown:,})" if options.export_best else ""
+            print("\n".join(f"student: {folder}{best}" for folder in exported))
             print(f"page:    {write_report(run.path)}")
     if result.interrupted and accelerator.is_main_process:
         print(
@@ -122,12 +138,33 @@ def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
         print(data.describe(), file=sys.stderr)
 
 
+def _measuring(
+    settings: Settings, method: Method, teacher: Teacher, data: Data, accelerator: Accelerator
+) -> Measuring | None:
+    """How students are measured, None where nothing is or a built-in world does it its own way."""
+    options, own = settings.get(DistilOptions), settings.get(EvalOptions)
+    config, num = settings.get(FitConfig), options.evaluate_samples
+    if not config.evaluate_every:
+        return None
+    world = world_of(options, own)
+    if world is not None:
+        check_metrics(config, OF_WORLDS[world])
+        return None
+    told = what_is_told(options, own, teacher, data, settings.get(LoadOptions), num)
+    block = own.batch_size or micro_batch(config, accelerator.num_processes)
+    scale = getattr(method.config, "guidance_scale", 1.0)
+    measuring = Measuring.of(own, told, num, block, scale, accelerator)
+    check_metrics(config, measuring.names)
+    return measuring
+
+
 def _fit(
     method: Method,
     data: Data,
     writer: StudentWriter,
     accelerator: Accelerator,
     asked: _Asked,
+    measuring: Measuring | None,
 ) -> FitResult:
     run, settings, teacher = writer.run, writer.settings, writer.teacher
     options = settings.get(DistilOptions)
@@ -135,7 +172,9 @@ def _fit(
     if asked.shown is not None:
         draw = sample_grids(method, teacher, run.samples, asked.shown)
     evaluate = None
-    if settings.get(FitConfig).evaluate_every:
+    if measuring is not None:
+        evaluate = measuring.evaluation(method, run, accelerator)
+    elif settings.get(FitConfig).evaluate_every:
         evaluate = evaluation(options, method, teacher, settings.get(LoadOptions))
     compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}

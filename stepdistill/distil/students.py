@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,19 @@ class StudentWriter:
                     self.write_folder(method, folder, iteration)
 
         return [write] if every else []
+
+
+def put_best(method: Method, run: RunFolder, iteration: int) -> int:
+    """Put the averaged weights of the best checkpoint into the generator; of which iteration it is.
+
+    Where none has been measured they stay those of ``iteration``, which is said.
+    """
+    path = checkpoint.best(run.checkpoints)
+    if path is None:
+        print(f"nothing was measured: the last student is exported, {iteration}", file=sys.stderr)
+        return iteration
+    checkpoint.load_average(path, method.roles["generator"])
+    return int(path.name)
 
 
 def exportable(role: Role) -> nn.Module:

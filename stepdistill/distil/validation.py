@@ -14,21 +14,36 @@ from ..methods.base import Method
 from ..metrics.quality import measure
 from ..sampling import NoiseStreams, sample_student, sample_teacher
 from ..teachers import LoadOptions, Teacher, load_encoders
-from .options import DistilOptions
+from .options import DistilOptions, EvalOptions
 
 MOST_COLUMNS, TEXT_COLUMNS = 10, 4  # of a grid, by class and by prompt
+# what is measured of students of the built-in worlds
+OF_WORLDS = {
+    "digits": ("fid", "class_accuracy", "diversity", "num_samples"),
+    "captioned": ("fid", "caption_accuracy", "diversity", "num_samples"),
+}
 
 
 def evaluation(
     options: DistilOptions, method: Method, teacher: Teacher, load: LoadOptions
 ) -> Callable[[], Mapping[str, float]] | None:
     """How students of the built-in worlds are measured during training; None for others."""
-    if options.teacher in CAPTIONED:
+    world = world_of(options, EvalOptions())
+    if world == "captioned":
         encodes = with_encoders(options, teacher, load)
         return captioned_evaluation(method, encodes, options.evaluate_samples)
-    if (options.data or options.teacher) == "digits":
+    if world == "digits":
         return digits_evaluation(method, teacher, options.evaluate_samples)
     return None
+
+
+def world_of(options: DistilOptions, own: EvalOptions) -> str | None:
+    """The built-in world whose own measure is taken; None if there is none, or another is given."""
+    if own.given:
+        return None
+    if options.teacher in CAPTIONED:
+        return "captioned"
+    return "digits" if (options.data or options.teacher) == "digits" else None
 
 
 def digits_evaluation(
