@@ -16,6 +16,7 @@ from ..data.captioned_digits import Caption, evaluation_prompts, real_pictures
 from ..data.scenes import agree
 from ..errors import UserError
 from ..teachers import WORLDS
+from .diversity import pairwise_distance
 from .extractors.scenes import SceneClassifier, load_scene_classifier
 from .features import quantised
 from .frechet import Moments, Statistics, frechet_distance
@@ -118,5 +119,4 @@ def caption_floor(num_samples: int, seed: int = 0) -> CaptionQuality:
 def _spread(features: Tensor) -> Tensor:
     """Mean Euclidean distance of two rows of one prompt, (P,); NaN for a prompt of one row."""
     count = len(evaluation_prompts())
-    own = [features[i::count].double() for i in range(count)]
-    return torch.stack([torch.pdist(rows).mean() for rows in own])
+    return pairwise_distance(features, [slice(i, None, count) for i in range(count)])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.digits import NUM_CLASSES, digits, stratified_labels
+from .diversity import pairwise_distance
 from .extractors.digits import DigitClassifier, load_digit_classifier
 from .features import quantised
 from .frechet import Moments, Statistics, frechet_distance
@@ -62,7 +63,7 @@ def digits_reference() -> tuple[DigitClassifier, Reference]:
     features = classifier.features(quantised(x0))
     moments = Moments()
     moments.add(features)
-    spread = torch.stack([_mean_pairwise(features[labels == k]) for k in range(NUM_CLASSES)])
+    spread = pairwise_distance(features, [labels == k for k in range(NUM_CLASSES)])
     return classifier, Reference(Statistics.of(moments), features, labels, spread)
 
 
@@ -81,12 +82,12 @@ def measure(sampler: Sampler, num_samples: int, seed: int = 0) -> Quality:
         if rows.stop <= 2_000 or not kept:
             kept.append(features)
     near = torch.cat(kept)
-    groups = [near[labels[: len(near)] == k] for k in range(NUM_CLASSES)]
-    ratios = [_mean_pairwise(g) / reference.spread[k] for k, g in enumerate(groups) if len(g) > 1]
+    near_labels = labels[: len(near)]
+    spread = pairwise_distance(near, [near_labels == k for k in range(NUM_CLASSES)])
     return Quality(
         fid=frechet_distance(Statistics.of(moments), reference.statistics),
         class_accuracy=100 * correct / num_samples,
-        diversity=float(torch.stack(ratios).mean()) if ratios else float("nan"),
+        diversity=float((spread / reference.spread).nanmean()),
         num_samples=num_samples,
         seed=seed,
     )
@@ -118,8 +119,3 @@ def batches(num_samples: int) -> Iterator[range]:
 
 def _shifted(rows: range, seed: int) -> range:
     return range(seed + rows.start, seed + rows.stop)
-
-
-def _mean_pairwise(features: Tensor) -> Tensor:
-    """Mean Euclidean distance of two different rows."""
-    return torch.pdist(features.double()).mean()
