@@ -1,0 +1,88 @@
+"""LPIPS (Zhang et al. 2018, version 0.1) between images: what a diversity is measured with.
+
+The network is AlexNet, which the authors' package calls its default and best for judging (VGG is
+for training with), which its own program for all pairs of a folder uses (``lpips_1dir_allpairs``),
+and which the diversity tables since StarGAN v2 (Choi et al. 2020) are of. Images are taken in
+[-1, 1] and at their own size, on which the value depends. DMD2's ``compute_diversity_score`` brings
+them to 512x512 in [0, 1], and does not say which network it was given: not comparable.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import alexnet
+
+from ...errors import UserError
+from ...evaluation.assets import Asset, check, locate
+from ..features import Pixels, digest
+from .checkpoints import fill, optional, read_weights
+
+LEAST = 31  # pixels a side: below, AlexNet's last layers see none
+BACKBONE = Asset(
+    "weights of torchvision's AlexNet",
+    "alexnet-owt-7be5be79.pth",
+    "STEPDISTILL_ALEXNET",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+)
+
+
+@dataclass(frozen=True)
+class ImageDistance:
+    """A distance of two images: prepared ones (B, *) and as many others -> (B,)."""
+
+    name: str
+    sha256: str  # of the weights
+    prepare: Callable[[Pixels], Tensor]
+    network: Callable[[Tensor, Tensor], Tensor]
+    resize: str = "none"
+
+
+def alexnet_lpips(file: Path, device: torch.device | str = "cpu") -> ImageDistance:
+    """With torchvision's AlexNet of ``file``; the linear layers over it come with the package.
+
+    UserError if the package is missing, the file is damaged or of another network, or an image has
+    a side below 31 pixels.
+    """
+    lpips, classifier = optional("lpips"), alexnet()
+    fill(classifier, read_weights(file), file)  # all of it, so that a part or another is refused
+    with warnings.catch_warnings():  # the package asks torchvision in words of an older version
+        warnings.simplefilter("ignore", UserWarning)
+        network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    # its layers keep torchvision's numbers, in slices: "slice2.3.weight" is "3.weight"
+    layers, names = classifier.features.state_dict(), network.net.state_dict()
+    network.net.load_state_dict({name: layers[name.partition(".")[2]] for name in names})
+    network = network.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def distance(images: Tensor, others: Tensor) -> Tensor:
+        each: Tensor = network(images.to(device), others.to(device))
+        return each.flatten()
+
+    return ImageDistance("lpips_alex", digest(file), _prepare, distance)
+
+
+def lpips_distance(weights: str | None = None, device: torch.device | str = "cpu") -> ImageDistance:
+    """Of ``weights``, else of where the environment or torchvision itself keeps the file.
+
+    UserError if it is not there, or is another.
+    """
+    file = locate(BACKBONE, weights, [Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE.file])
+    assert file is not None  # it is on no hub: locate finds it, or says where to put it
+    check(BACKBONE, file)
+    return alexnet_lpips(file, device)
+
+
+def _prepare(pixels: Pixels) -> Tensor:
+    if min(pixels.shape[:2]) < LEAST:
+        raise UserError(
+            f"LPIPS needs images of at least {LEAST} pixels a side, not "
+            f"{pixels.shape[1]}x{pixels.shape[0]}: measure the distance of features instead"
+        )
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
