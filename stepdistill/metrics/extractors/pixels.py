@@ -36,14 +36,14 @@ def tensorflow_bilinear(pixels: Pixels, side: int) -> Tensor:
     """(3, side, side) in 0 to 255, float32: TensorFlow 1's bilinear resize, which StyleGAN, EDM and
     ADM measure with. Sample i lies at i size / side, without antialiasing or half-pixel centres.
     """
-    x = torch.from_numpy(pixels).permute(2, 0, 1).float()
+    x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     for axis in (2, 1):
         size = x.shape[axis]
         place = torch.arange(side) * torch.tensor(size / side, dtype=torch.float32)
         low = place.long()
         share = (place - low).reshape(-1, *[1] * (2 - axis))
         high = (low + 1).clamp(max=size - 1)
-        below, above = x.index_select(axis, low), x.index_select(axis, high)
+        below, above = x.index_select(axis, low).float(), x.index_select(axis, high).float()
         x = below + (above - below) * share
     return x
 
