@@ -24,10 +24,16 @@ COMMANDS = {
     "inspect": ("evals.inspect_memory", "what a training run will take of the memory"),
     "sample": ("evals.generate", "sample a student into a grid or a folder"),
     "export": ("trainers.export", "write a checkpoint's student as a diffusers folder"),
+    "eval": ("", "eval MODEL --protocol NAME: measure a model; also images, reference, compare"),
     "fid": ("evals.fid", "Frechet distance between images, models or references"),
     "report": ("evals.report", "write a run's report.html"),
     "methods": ("", "list the methods (--json)"),
     "families": ("", "list the families of models that can be loaded (--json)"),
+}
+EVALS = {
+    "images": ("evals.evaluate_images", "A B: compare two sets of images, or references"),
+    "reference": ("evals.make_reference", "write the reference of a set of images"),
+    "compare": ("evals.compare_records", "records side by side: a table and a page"),
 }
 HELP = ("-h", "--help")
 # not a mistake in what was asked, and no bug either: the disk
@@ -75,6 +81,8 @@ def _run(given: list[str]) -> None:
         _list_families(rest)
     elif command == "train":
         _train(rest)
+    elif command == "eval":
+        _eval(rest)
     else:
         _launch(COMMANDS[command][0], rest)
 
@@ -104,6 +112,21 @@ def _train(rest: list[str]) -> None:
         raise UserError(f"there is no method {method}.{_nearest(method, METHODS)} {listed}")
     else:
         _launch(f"trainers.{method}", rest[1:])
+
+
+def _eval(rest: list[str]) -> None:
+    """``eval MODEL --protocol NAME``, or one of the commands that need no model."""
+    if rest and rest[0] in EVALS:
+        _launch(EVALS[rest[0]][0], rest[1:])
+    elif not rest:
+        width = max(map(len, EVALS))
+        listed = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in EVALS.items())
+        raise UserError(
+            "eval needs a model and a protocol: stepdistill eval MODEL --protocol NAME --output "
+            f"FILE (--help lists the options and the protocols), or one of\n{listed}"
+        )
+    else:
+        _launch("evals.evaluate_model", rest)
 
 
 def _list_methods(rest: list[str]) -> None:

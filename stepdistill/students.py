@@ -179,12 +179,13 @@ class SampledByFamily(Student):
         return self.teacher.decode(x0).clamp(-1, 1).cpu()
 
 
-def load_student(folder: Path, config: str | None = None) -> Student:
+def load_student(folder: Path, config: str | None = None, dtype: str = "float32") -> Student:
     """Load a diffusers folder of a known family; UserError if it is missing or damaged.
 
     With a ``config`` it is one checkpoint file, which that folder or hub id describes. A folder
     without a trained plan is a teacher's, and samples as its family says.
     """
+    options = LoadOptions(config=config, dtype=dtype)
     if not folder.exists():
         raise UserError(f"there is no folder {folder}")
     index = read_model_index(described_in(folder, config))
@@ -195,13 +196,13 @@ def load_student(folder: Path, config: str | None = None) -> Student:
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{folder / CARD} holds no readable step plan: {error}") from error
     if plan is None and not family.samples_teachers:
-        return SampledByFamily.of(load_teacher(folder, options=LoadOptions(config=config)))
+        return SampledByFamily.of(load_teacher(folder, options=options))
     from diffusers import DiffusionPipeline
 
     from .backbones.components import read_pipeline
 
     try:
-        pipeline = read_pipeline(DiffusionPipeline, folder, LoadOptions(config=config))
+        pipeline = read_pipeline(DiffusionPipeline, folder, options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(
             f"{folder} could not be loaded, its files look damaged: {first_line(error)}"

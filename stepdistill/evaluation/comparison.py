@@ -76,10 +76,12 @@ def compare_images(
                 raise UserError(_needs_features(own, metrics, through, want[side].features))
     values: dict[str, float] = {}
     details = {}
+    both = {
+        view: Compared(a, b, wants[i][0].features, seed)
+        for i, (view, a, b) in enumerate(zip(views, measured[0], measured[1], strict=True))
+    }
     for name, metric in metrics.items():
-        look = through[name]
-        a, b = (measured[side][views.index(look.view)] for side in (0, 1))
-        found, how = metric.values(Compared(a, b, look.features, seed))
+        found, how = metric.values(both[through[name].view])
         values |= found
         if how:
             details[name] = how

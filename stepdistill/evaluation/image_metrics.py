@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..metrics.features import Features
 from ..metrics.frechet import frechet_distance
 from ..metrics.inception_score import inception_score, shuffled
 from ..metrics.kid import kernel_distance
-from ..metrics.neighbours import neighbours
+from ..metrics.neighbours import Neighbours, neighbours
 from ..metrics.rows import BLOCK
 from .measuring import Measured
 from .views import View
@@ -26,12 +27,21 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Compared:
-    """Both sides through one extractor, and the seed of what is drawn."""
+    """Both sides through one extractor, and the seed of what is drawn.
+
+    ``reference`` is None where nothing is compared with it.
+    """
 
     a: Measured
-    b: Measured
+    reference: Measured | None
     features: Features
     seed: int
+
+    @property
+    def b(self) -> Measured:
+        """The reference of a metric that compares."""
+        assert self.reference is not None
+        return self.reference
 
     @property
     def kept(self) -> tuple[Tensor, Tensor]:
@@ -43,17 +53,29 @@ class Compared:
         assert self.b.features is not None
         return self.a.features, self.b.features
 
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Of one pass over all pairs, for the two metrics that are taken of it."""
+        return neighbours(*self.kept)
+
 
 @dataclass(frozen=True)
 class Metric:
     """``values`` gives the metrics of a record and what else tells how they were had; ``keeps``
-    says whether it needs the features of A and of B; ``extractor`` is None for the chosen one."""
+    says whether it needs the features of A and of B, ``compares`` whether it needs B at all;
+    ``extractor`` is None for the chosen one."""
 
     about: str
     values: Callable[[Compared], tuple[Values, dict[str, Any]]]
     keeps: tuple[bool, bool] = (True, True)
     extractor: str | None = None
     is_patch: bool = False
+    compares: bool = True
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether it is of Gaussians alone: a Frechet distance."""
+        return not any(self.keeps)
 
     def view(self, chosen: str, size: int | None, patch: int | None) -> View:
         """What it looks through. A patch is of the image as it is, whatever ``size``."""
@@ -84,12 +106,12 @@ def _kernel(both: Compared) -> tuple[Values, dict[str, Any]]:
 
 
 def _precision_recall(both: Compared) -> tuple[Values, dict[str, Any]]:
-    found = neighbours(*both.kept)
+    found = both.neighbours
     return {"precision": found.precision, "recall": found.recall}, {"nearest": found.nearest}
 
 
 def _density_coverage(both: Compared) -> tuple[Values, dict[str, Any]]:
-    found = neighbours(*both.kept)
+    found = both.neighbours
     values = {"density": found.density, "coverage": found.coverage}
     return values, {"nearest": found.density_nearest}
 
@@ -121,7 +143,9 @@ METRICS: dict[str, Metric] = {
     "kid": Metric("kernel distance on --features", _kernel),
     "precision_recall": Metric("by third neighbours, on --features", _precision_recall),
     "density_coverage": Metric("by fifth neighbours, on --features", _density_coverage),
-    "inception_score": Metric("of A alone, on --features", _inception_score, (True, False)),
+    "inception_score": Metric(
+        "of A alone, on --features", _inception_score, (True, False), compares=False
+    ),
     "fd_dinov2": Metric(
         "Frechet distance on DINOv2", _frechet("fd_dinov2"), (False, False), "dinov2"
     ),

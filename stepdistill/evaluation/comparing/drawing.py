@@ -93,10 +93,10 @@ def _points(axes: Axes, tradeoff: Tradeoff) -> None:
     front = tradeoff.front()
     if len(front) > 1:
         steps = [tradeoff.points[i] for i in front]
-        axes.step(
+        axes.plot(
             [p.cost for p in steps],
             [p.quality.value for p in steps],
-            where="post",
+            drawstyle="steps-post",
             color=SERIES,
             linewidth=1.2,
             alpha=0.55,

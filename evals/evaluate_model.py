@@ -1,0 +1,203 @@
+"""Measure a model by a published protocol: one command, one record.
+
+    stepdistill eval runs/dmd2/student --protocol digits --output digits.json
+    stepdistill eval runs/sd/student --protocol coco2014-30k --reference val2014/ \
+        --prompts captions_coco14_test.txt --weights inception=inception-2015-12-05.pt \
+        --output coco.json
+    accelerate launch --num_processes 8 -m stepdistill.evals.evaluate_model runs/sd/student ...
+
+Samples are told by image seed, so batch size and number of processes do not change them. The same
+command again goes on where a killed one was. ``stepdistill eval images``, ``reference`` and
+``compare`` are the other three commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from stepdistill.cli import guarded
+from stepdistill.config import parse
+from stepdistill.draws import check_seed
+from stepdistill.errors import UserError
+from stepdistill.evaluation.choices import BATCH, Asked
+from stepdistill.evaluation.evaluate import Evaluation
+from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_protocol
+from stepdistill.evaluation.record import (
+    describe,
+    keep_features,
+    record_of,
+    settings_of,
+    write_record,
+)
+from stepdistill.evaluation.subject import load_subject
+from stepdistill.teachers import DTYPES
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure a model by a protocol.
+
+    Args:
+        student: a built-in name, a diffusers folder, or a hub id
+        protocol: (needed) what is sampled and compared, see below
+        output: (needed) the file of the record; samples go beside it into NAME.samples, work into a
+            folder that is removed at the end
+        num: samples; default: the protocol's
+        seed: of the first sample; sample i has seed + i
+        steps: default: a student's trained number, its family's or pipeline's own of another model
+        guidance_scale: default: the pipeline's own, none for a student
+        anyway: use guidance_scale on a student too, which is trained to do without
+        repeats: of all samples, with the seeds that follow; 3 for EDM's minimum of three
+        batch_size: samples a call of the model; does not change what they are
+        metrics: default: the protocol's
+        prompts: a file of prompts, or a data set; default: the protocol's
+        reference: images (a folder, .zip or .npz) or statistics; default: the protocol's
+        weights: of extractors and scorers, as NAME=PATH; default: what the environment names,
+            or the hub has
+        features: of the custom protocol: the extractor that distances are measured on
+        size: of the custom protocol: pixels that images are cut and resized to first
+        dtype: of the model's weights: float32, bfloat16 or float16
+        images: a folder that all images are written to, as PNG
+        keep_features: a folder that the features are written to
+        bootstrap: replicates for the standard error of a Frechet distance; default: the protocol's
+        device: default: what accelerate chooses
+    """
+
+    student: str
+    protocol: str | None = None
+    output: str | None = None
+    num: int | None = None
+    seed: int = 0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    anyway: bool = False
+    repeats: int = 1
+    batch_size: int = BATCH
+    metrics: tuple[str, ...] = ()
+    prompts: str | None = None
+    reference: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    features: str | None = None
+    size: int | None = None
+    dtype: str = "float32"
+    images: str | None = None
+    keep_features: str | None = None
+    bootstrap: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol is None:
+            raise UserError(f"eval needs --protocol, one of {', '.join(PROTOCOLS)}")
+        if self.output is None:
+            raise UserError("eval needs --output, the file of the record")
+        least = {"num": 2, "repeats": 1, "batch_size": 1, "size": 1, "bootstrap": 0, "steps": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise UserError(f"{name} must be at least {smallest}, got {value}")
+        if self.bootstrap == 1:
+            raise UserError("bootstrap must be 0, or at least 2 replicates, got 1")
+        check_seed(self.seed)
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.protocol != "custom" and (self.features or self.size):
+            raise UserError(f"features and size are of custom: {self.protocol} has its own")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Sample, measure, write the record and print it."""
+    listed = [f"  {name:26} {make().about}" for name, make in PROTOCOLS.items()]
+    note = "\n".join(["protocols:", *listed])
+    options = parse("stepdistill eval", (Options,), {}, arguments, positional=True, note=note)
+    run(options.get(Options))
+
+
+def run(options: Options) -> None:
+    """UserError before the long work for whatever is wrong."""
+    protocol, asked = protocol_of(options), asked_of(options)
+    check_output(asked.output)
+    state = PartialState(cpu=options.device == "cpu" or not torch.accelerator.is_available())
+    device = state.device if options.device is None else torch.device(options.device)
+    subject = load_subject(
+        options.student,
+        options.steps,
+        options.guidance_scale,
+        options.anyway,
+        options.dtype,
+        device,
+    )
+    evaluation = Evaluation.of(subject, protocol, asked, device)
+    if not state.is_main_process:
+        state.wait_for_everyone()  # the work folder is there
+        evaluation.sample(state)
+        return
+    with evaluation.work.held(settings_of(evaluation)):
+        state.wait_for_everyone()
+        references = evaluation.measure_references()  # what is wrong with them is said now
+        if not evaluation.sample(state):
+            print(f"stopped; the same command goes on from {evaluation.work.path}")
+            return
+        record = record_of(evaluation, references, state.num_processes)
+        write_record(record, asked.output)
+        if options.keep_features is not None:
+            keep_features(evaluation, Path(options.keep_features))
+        evaluation.work.remove()
+    print(describe(record))
+    print(asked.output)
+
+
+def protocol_of(options: Options) -> Protocol:
+    """By name; custom with its own extractor and size."""
+    if options.protocol != "custom":
+        return find_protocol(str(options.protocol))
+    return custom(options.features or "inception", options.size)
+
+
+def asked_of(options: Options) -> Asked:
+    """The options that are the evaluation's own."""
+    return Asked(
+        output=Path(str(options.output)),
+        num=options.num,
+        seed=options.seed,
+        repeats=options.repeats,
+        batch_size=options.batch_size,
+        metrics=options.metrics,
+        prompts=options.prompts,
+        reference=options.reference,
+        weights=named_weights(options.weights),
+        images=None if options.images is None else Path(options.images),
+        replicates=options.bootstrap,
+    )
+
+
+def named_weights(given: Sequence[str]) -> Mapping[str, str]:
+    """NAME=PATH -> {name: path}. UserError for another form."""
+    found = {}
+    for one in given:
+        name, equals, path = one.partition("=")
+        if not equals or not path:
+            raise UserError(f"weights are given as NAME=PATH, such as inception=FILE, got {one}")
+        found[name] = path
+    return found
+
+
+def check_output(path: Path) -> None:
+    """UserError for a record that is there, or a place that cannot be written."""
+    if path.exists():
+        raise UserError(f"{path} is there already: give another --output, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(path.name + ".partial")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error}") from error
+
+
+if __name__ == "__main__":
+    guarded(main)

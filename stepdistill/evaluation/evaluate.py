@@ -1,0 +1,129 @@
+"""The evaluation of one model by one protocol, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+
+from ..errors import UserError
+from ..metrics.scorers import SCORERS
+from ..metrics.scorers.lpips_distance import lpips_distance
+from .choices import Asked, chosen, compared, opened, replicates_of, told_by
+from .engine import Engine, Order
+from .evidence import Shards
+from .groups import EACH, PROMPTS, Groups
+from .measures import Measure, PromptDiversity, Values
+from .measuring import Measured
+from .protocols import Protocol
+from .protocols.protocol import Reference
+from .subject import Subject
+from .work import Shard, WorkFolder, cut
+
+SHOWN = 16  # samples that are kept beside the record, for the grids of a comparison
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was asked for, checked: what can be found wrong before the first sample."""
+
+    subject: Subject
+    protocol: Protocol
+    asked: Asked
+    measures: Sequence[Measure]
+    order: Order
+    given: Sequence[Reference]
+    groups: Groups | None
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls, subject: Subject, protocol: Protocol, asked: Asked, device: torch.device
+    ) -> Evaluation:
+        """UserError for what cannot be measured, or is missing."""
+        measures = chosen(protocol, asked.metrics)
+        told, num = told_by(protocol, subject, asked)
+        views = {m.view.key: m.view for m in measures if m.view is not None}
+        scorers = [m.scorer for m in measures if m.scorer is not None]
+        if scorers and not subject.model.is_told_by_text:
+            raise UserError(f"{scorers[0]} scores images and prompts, {subject.source} has none")
+        order = Order(
+            num=num,
+            seed=asked.seed,
+            repeats=asked.repeats,
+            batch_size=asked.batch_size,
+            told=told,
+            views={k: v.open(asked.weights.get(v.extractor), device) for k, v in views.items()},
+            scorers={s: SCORERS[s][0](asked.weights.get(s), device) for s in scorers},
+            image_size=protocol.image_size,
+            samples=asked.output.with_suffix(".samples"),
+            shown=min(SHOWN, num),
+            images=asked.images,
+        )
+        given = opened(protocol, asked, measures)
+        groups = groups_of(measures, order, asked.weights, device)
+        return cls(subject, protocol, asked, measures, order, given, groups, device)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Of all repeats, then of the groups of one prompt."""
+        found = cut(self.order.num, self.order.repeats, self.order.batch_size)
+        return found if self.groups is None else found + self.groups.shards()
+
+    def repeat(self, number: int, references: Mapping[str, Measured]) -> Shards:
+        """What one repeat has left, and what it is compared with."""
+        own = [shard for shard in self.shards if shard.repeat == number]
+        apart = self.groups.shards() if self.groups is not None else []
+        kept = frozenset(m.seen.key for m in self.measures if m.keeps[0])
+        return Shards(self.work, self.order, own, references, kept, apart)
+
+    @property
+    def work(self) -> WorkFolder:
+        """Beside the output, until the record is written."""
+        return WorkFolder(self.asked.output.with_name(self.asked.output.name + ".parts"))
+
+    def measure_references(self) -> dict[str, Measured]:
+        """What is compared with, by the key of its view. UserError for a view without one."""
+        return compared(self.measures, self.given, self.order.views)
+
+    @torch.no_grad()
+    def sample(self, state: PartialState) -> bool:
+        """This process's part, then wait for the others'; False if any was asked to stop.
+
+        The work folder must be there. UserError if another process's part does not appear in it.
+        """
+        engine = Engine(self.subject, self.order, self.work, state, self.groups)
+        finished = engine.run(self.shards)
+        state.wait_for_everyone()
+        if not finished or self.work.stop.exists():
+            return False
+        if state.is_main_process and (missing := self.work.missing(self.shards)):
+            raise UserError(
+                f"{self.work.file(missing[0].number)} is not there, which another process wrote: "
+                "all processes must see the folder of the output"
+            )
+        return True
+
+    def values(self, references: Mapping[str, Measured]) -> tuple[list[Values], Values]:
+        """(each repeat's values, standard errors of the first's)."""
+        repeats = [self.repeat(number, references) for number in range(self.order.repeats)]
+        found = [_all(m.values(evidence) for m in self.measures) for evidence in repeats]
+        replicates = replicates_of(self.protocol, self.asked)
+        return found, _all(m.errors(repeats[0], replicates) for m in self.measures)
+
+
+def _all(parts: Iterable[Values]) -> Values:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def groups_of(
+    measures: Sequence[Measure], order: Order, weights: Mapping[str, str], device: torch.device
+) -> Groups | None:
+    """Where a measure asks for them, with LPIPS as the distance."""
+    if not any(isinstance(measure, PromptDiversity) for measure in measures):
+        return None
+    last = cut(order.num, order.repeats, order.batch_size)[-1]
+    distance = lpips_distance(weights.get("lpips"), device)
+    return Groups(PROMPTS, EACH, distance, last)

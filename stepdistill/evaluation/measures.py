@@ -1,0 +1,154 @@
+"""The metrics of an evaluation, each computed from what the shards hold.
+
+A measure names the views and scorers it needs; ``values`` reads their results in order, so it does
+not matter which process made them, nor when.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..metrics.intervals import PARTS, frechet_error, split_statistics, standard_error
+from .image_metrics import METRICS, Compared, Metric
+from .views import View
+
+Values = dict[str, float]
+
+
+class Evidence(Protocol):
+    """What one repeat of an evaluation has left."""
+
+    @property
+    def num(self) -> int:
+        """Samples."""
+
+    @property
+    def num_shards(self) -> int:
+        """How many blocks there are."""
+
+    def compared(self, view: View) -> Compared:
+        """Its features beside the reference's."""
+
+    def blocks(self, view: View) -> Iterator[Tensor]:
+        """The features (B, D) of all samples, in order."""
+
+    def scores(self, scorer: str) -> Tensor:
+        """Each sample's score (N,)."""
+
+    def groups(self) -> Tensor:
+        """The diversity of each prompt that was sampled several times (P,)."""
+
+    def told(self) -> list[Any]:
+        """What each sample is told, in order."""
+
+
+@dataclass(frozen=True)
+class Measure(ABC):
+    """One metric, or a few that are had together; ``about`` says whose it is.
+
+    ``view`` is what it looks through, ``scorer`` whose scores it takes.
+    """
+
+    name: str
+    about: str
+    view: View | None = None
+    scorer: str | None = None
+
+    @property
+    def compares(self) -> bool:
+        """Whether it needs a reference."""
+        return False
+
+    @property
+    def keeps(self) -> tuple[bool, bool]:
+        """Whether it needs all features, of the samples and of the reference, at once."""
+        return False, False
+
+    @abstractmethod
+    def values(self, evidence: Evidence) -> Values:
+        """Metric -> value."""
+
+    def errors(self, evidence: Evidence, replicates: int) -> Values:
+        """Metric -> standard error, where one can be told; ``replicates`` of a bootstrap."""
+        return {}
+
+    @property
+    def seen(self) -> View:
+        """The view of a measure that has one."""
+        assert self.view is not None
+        return self.view
+
+    @property
+    def scored(self) -> str:
+        """The scorer of a measure that has one."""
+        assert self.scorer is not None
+        return self.scorer
+
+
+@dataclass(frozen=True)
+class Comparison(Measure):
+    """One of ``image_metrics``, through a view."""
+
+    metric: Metric = field(kw_only=True)
+
+    @property
+    def compares(self) -> bool:
+        """As the metric says."""
+        return self.metric.compares
+
+    @property
+    def keeps(self) -> tuple[bool, bool]:
+        """As the metric says."""
+        return self.metric.keeps
+
+    def values(self, evidence: Evidence) -> Values:
+        """The metric's."""
+        return self.metric.values(evidence.compared(self.seen))[0]
+
+
+class Frechet(Comparison):
+    """A Frechet distance, whose standard error a bootstrap over blocks tells."""
+
+    def errors(self, evidence: Evidence, replicates: int) -> Values:
+        """Nothing without replicates, nor of fewer shards than the bootstrap takes parts."""
+        if not replicates or evidence.num_shards < PARTS:
+            return {}
+        theirs = evidence.compared(self.seen).b.statistics
+        parts = split_statistics(evidence.blocks(self.seen))
+        return {self.name: frechet_error(parts, theirs, replicates)}
+
+
+def comparison(name: str, view: View, about: str = "") -> Measure:
+    """The image metric of that name, through ``view``."""
+    metric = METRICS[name]
+    kind = Frechet if metric.gaussian else Comparison
+    return kind(name, about or f"{metric.about.split(',')[0]}: {view.key}", view, metric=metric)
+
+
+class MeanScore(Measure):
+    """The mean of a score of single images."""
+
+    def values(self, evidence: Evidence) -> Values:
+        """In float64."""
+        return {self.name: float(evidence.scores(self.scored).double().mean())}
+
+    def errors(self, evidence: Evidence, replicates: int) -> Values:
+        """Of the mean."""
+        return {self.name: standard_error(evidence.scores(self.scored))}
+
+
+class PromptDiversity(Measure):
+    """The mean LPIPS distance of two samples of one prompt, over prompts."""
+
+    def values(self, evidence: Evidence) -> Values:
+        """Of the prompts that were sampled several times."""
+        return {self.name: float(evidence.groups().double().mean())}
+
+    def errors(self, evidence: Evidence, replicates: int) -> Values:
+        """Of the mean over prompts."""
+        return {self.name: standard_error(evidence.groups())}

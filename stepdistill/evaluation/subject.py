@@ -1,0 +1,162 @@
+"""The model that is measured: a student of ours, a teacher, or any other diffusers pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import families
+from ..errors import UserError
+from ..metrics.features import digest
+from ..plans import StepPlan
+from ..sources import folder_of, read_model_index
+from ..students import load_student
+from .foreign import load_foreign
+
+NETWORKS = ("unet", "transformer", "transformer_2", "prior")  # what a network call is a call of
+Role = Literal["student", "teacher", "other"]
+
+
+class Sampled(Protocol):
+    """What an evaluation asks of a model; ``students.Student`` is one."""
+
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline."""
+
+    @property
+    def plan(self) -> StepPlan | None:
+        """The trained plan of a student of ours."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes it may be told, None if it is not told one."""
+
+    @property
+    def is_told_by_text(self) -> bool:
+        """Whether it samples prompts."""
+
+    def steps(self, asked: int | None) -> int:
+        """The number of steps that it is called with. UserError for one that it has not."""
+
+    def guidance(self, scale: float | None, anyway: bool = False) -> dict[str, Any]:
+        """The arguments for a guidance scale. UserError where it does not apply."""
+
+    def sample(
+        self,
+        told: Sequence[Any] | None,
+        seeds: Sequence[int],
+        steps: int,
+        batch_size: int = 128,
+        alone: bool = True,
+        **more: Any,
+    ) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model and how it is called; ``told`` goes to each call as it is."""
+
+    source: str
+    folder: Path
+    model: Sampled
+    role: Role
+    steps: int
+    guidance: dict[str, Any]
+    dtype: str
+
+    def sample(self, told: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1]; of videos (B, C, frames, H, W) the middle frames."""
+        x0 = self.model.sample(told, seeds, self.steps, len(seeds), **self.guidance)
+        return x0[:, :, x0.shape[2] // 2] if x0.ndim == 5 else x0
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The scale that it samples with: what was asked for, or its pipeline's default; None for
+        a student, whose guidance is inside it, and for pipelines without.
+        """
+        if self.guidance or self.role == "student":
+            found = self.guidance.get("guidance_scale")
+        else:
+            found = _default(self.model.pipeline.__call__, "guidance_scale")
+        return None if found is None else float(found)
+
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of its weight files, by their place in the folder."""
+        files = [self.folder] if self.folder.is_file() else sorted(self.folder.rglob("*"))
+        kept = [file for file in files if file.suffix in (".safetensors", ".bin")]
+        return {f.name if f == self.folder else _below(f, self.folder): digest(f) for f in kept}
+
+    def record(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "path": self.source,
+            "name": Path(self.source).name or self.source,
+            "pipeline": type(self.model.pipeline).__name__,
+            "role": self.role,
+            "sha256": self.weights(),
+        }
+
+    @contextmanager
+    def counting_calls(self) -> Iterator[Callable[[], int]]:
+        """Inside, the calls of its network are counted: what is yielded tells them."""
+        calls = [0]
+
+        def count(*_: object) -> None:
+            calls[0] += 1
+
+        networks = [getattr(self.model.pipeline, name, None) for name in NETWORKS]
+        hooks = [n.register_forward_pre_hook(count) for n in networks if isinstance(n, nn.Module)]
+        try:
+            yield lambda: calls[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def load_subject(
+    source: str,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    anyway: bool = False,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+) -> Subject:
+    """Load a built-in name, a diffusers folder or a hub id, onto ``device``.
+
+    UserError for one that is missing or damaged, and for steps or guidance that it cannot take.
+    """
+    folder = folder_of(source)
+    if not (folder / "model_index.json").is_file() and (folder / "student").is_dir():
+        raise UserError(f"{source} is a run folder: name its student, {folder / 'student'}")
+    index = read_model_index(folder)
+    model: Sampled
+    if str(index.get("_class_name")) in families.known():
+        student = load_student(folder, dtype=dtype)
+        model, role = student, "teacher" if student.plan is None else "student"
+        own = student.family.teacher_steps if student.plan is None else None
+    else:
+        model, role, own = load_foreign(folder, dtype), "other", None
+    count = model.steps(own if steps is None else steps)
+    guidance = model.guidance(guidance_scale, anyway)
+    model.pipeline.to(device)
+    model.pipeline.set_progress_bar_config(disable=True)
+    kind: Role = "other" if role == "other" else "student" if role == "student" else "teacher"
+    return Subject(source, folder, model, kind, count, guidance, dtype)
+
+
+def _below(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _default(function: Any, name: str) -> Any:
+    parameter = inspect.signature(function).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -1,0 +1,321 @@
+"""Protocols: each end to end on tiny random models and extractors, against the numbers had by hand
+from the images that the command wrote."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from commands import run
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from test_fid_command import weights as weights
+from tiny import tiny_teacher_folder, tiny_unet
+from tiny_pipelines import image as tiny_images
+from torch import Tensor
+
+from stepdistill.data.captioned_digits import Caption
+from stepdistill.errors import UserError
+from stepdistill.evaluation.engine import Engine, Order
+from stepdistill.evaluation.groups import GROUP, Groups
+from stepdistill.evaluation.prompt_files import prompts_in
+from stepdistill.evaluation.protocols import PROTOCOLS, find_protocol
+from stepdistill.evaluation.subject import load_subject
+from stepdistill.evaluation.told import labels_by_seed, prompts_in_turn
+from stepdistill.evaluation.views import View
+from stepdistill.evaluation.work import Shard, WorkFolder
+from stepdistill.metrics.caption_quality import measure_captioned
+from stepdistill.metrics.features import Pixels
+from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
+from stepdistill.metrics.scorers.lpips_distance import ImageDistance
+from stepdistill.students import load_student
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path) -> Evaluate:
+    """Run the command and read the record it wrote."""
+
+    def command(model: object, protocol: str, *more: object) -> dict[str, Any]:
+        output = tmp_path / "record.json"
+        output.unlink(missing_ok=True)
+        assert run("eval", model, "--protocol", protocol, "--output", output, *more) == 0
+        record: dict[str, Any] = json.loads(output.read_text())
+        return record
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Stable Diffusion of 16x16 pixels."""
+    folder = tmp_path_factory.mktemp("sd") / "sd15"
+    tiny_images.sd15().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven prompts, one a line."""
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text("\n".join(f"a picture of number {i}" for i in range(7)))
+    return file
+
+
+def pixels_in(folder: Path) -> list[Pixels]:
+    """All images of a folder by their names, in colour."""
+    return [np.array(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
+
+
+def statistics_of(view: View, weights: Path, images: list[Pixels]) -> Statistics:
+    """Of images through a view, had by hand."""
+    moments = Moments()
+    moments.add(view.open(str(weights), "cpu").of_pixels(images))
+    return Statistics.of(moments)
+
+
+def noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """Real images of another size, as PNG."""
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        pixels = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_every_protocol_says_what_it_is() -> None:
+    """Each has a source, metrics of its own, and a default among them."""
+    for name, make in PROTOCOLS.items():
+        protocol = make()
+        assert protocol.name == name
+        assert protocol.source
+        assert set(protocol.default) <= set(protocol.measures)
+
+
+def test_edm_and_the_least_of_three(weights: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+    """CIFAR-10's: TensorFlow's resize, classes by image seed, the single value and the minimum."""
+    model = tiny_teacher_folder(
+        tmp_path / "model", sample_size=32, in_channels=3, out_channels=3, num_class_embeds=11
+    )
+    statistics = statistics_of(
+        View("inception-tf"), weights, pixels_in(noise_images(tmp_path / "real", 30, (32, 32)))
+    )
+    reference = tmp_path / "cifar10-32x32.npz"
+    np.savez(reference, mu=statistics.mean, sigma=statistics.covariance)
+    given = ("--reference", reference, "--weights", f"inception-tf={weights}", "--num", 10)
+    more = ("--steps", 2, "--repeats", 3, "--images", tmp_path / "images")
+    record = evaluate(model, "cifar10-edm", *given, *more)
+    images, values = pixels_in(tmp_path / "images"), []
+    for repeat in range(3):
+        own = statistics_of(View("inception-tf"), weights, images[10 * repeat : 10 * repeat + 10])
+        values.append(frechet_distance(own, statistics))
+    assert [one["fid"] for one in record["per_seed"]] == pytest.approx(values, rel=1e-6)
+    assert record["metrics"]["fid"] == record["per_seed"][0]["fid"]
+    assert record["metrics"]["fid_min_of_3"] == min(one["fid"] for one in record["per_seed"])
+    assert any("rank 9 at most" in note for note in record["notes"])
+    assert any("not the published file" in note for note in record["notes"])
+    assert record["extractors"]["inception-tf"]["resize"]
+
+
+def test_text_to_image_resizes_and_crops(
+    weights: Path, tmp_path: Path, text_model: Path, prompts: Path, evaluate: Evaluate
+) -> None:
+    """DMD2's SDXL protocol: both sides square at 512 pixels for the distance, their centre of 299
+    pixels, or all of a smaller image, for the patches'."""
+    real = noise_images(tmp_path / "real", 6, (20, 28))
+    given = ("--reference", real, "--weights", f"inception={weights}", "--prompts", prompts)
+    more = ("--steps", 2, "--num", 5, "--metrics", "fid", "patch_fid", "kid", "precision_recall")
+    more = (*more, "density_coverage")
+    record = evaluate(text_model, "coco10k-sdxl", *given, *more, "--images", tmp_path / "images")
+    samples, theirs = pixels_in(tmp_path / "images"), pixels_in(real)
+    for name, view in (
+        ("fid", View("inception", size=512)),
+        ("patch_fid", View("inception", crop=299)),
+    ):
+        sides = [statistics_of(view, weights, images) for images in (samples, theirs)]
+        assert record["metrics"][name] == pytest.approx(frechet_distance(*sides), rel=1e-5)
+    assert {"kid", "precision", "recall", "density", "coverage"} <= record["metrics"].keys()
+    assert record["sampling"]["told"] == "7 prompts in turn"
+    assert record["sampling"]["guidance_scale"] == 7.5
+    assert record["model"]["role"] == "teacher"
+
+
+def test_moments_alone_are_not_enough_for_kid(
+    weights: Path,
+    tmp_path: Path,
+    text_model: Path,
+    prompts: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A reference without features is refused before anything is sampled; so is another's."""
+    np.savez(tmp_path / "moments.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64))
+    fixed = ("--protocol", "custom", "--prompts", prompts, "--output", tmp_path / "o.json")
+    given = ("--weights", f"inception={weights}", "--reference")
+    moments = (*given, tmp_path / "moments.npz", "--metrics", "fid", "kid")
+    assert run("eval", text_model, *fixed, *moments) == 2
+    assert "moments.npz holds a mean and a covariance alone" in capsys.readouterr().err
+    assert run("eval", text_model, *fixed, *given, tmp_path / "other.npz") == 2
+    assert "statistics of 64 features, and inception has 2048" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/*.png"))
+
+
+def test_missing_files_are_named(
+    text_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Offline without the protocol's prompts: which file, from where, named by what."""
+    monkeypatch.delenv("STEPDISTILL_COCO2014_PROMPTS", raising=False)
+    fixed = ("--protocol", "coco2014-30k", "--output", tmp_path / "o.json")
+    assert run("eval", text_model, *fixed) == 2
+    said = capsys.readouterr().err
+    assert "captions_coco14_test.txt" in said
+    assert "--prompts" in said
+    assert "STEPDISTILL_COCO2014_PROMPTS" in said
+
+
+def test_someone_elses_pipeline(
+    weights: Path, tmp_path: Path, prompts: Path, evaluate: Evaluate
+) -> None:
+    """A pipeline class without an adapter is called as its users call it: its own steps, each image
+    by its seed whatever the batch."""
+    parts = tiny_images.sd15().components
+    torch.manual_seed(0)
+    config = {k: v for k, v in parts["unet"].config.items() if not k.startswith("_")}
+    parts["unet"] = UNet2DConditionModel(**{**config, "time_cond_proj_dim": 32}).eval()
+    parts["scheduler"] = LCMScheduler(beta_start=0.00085, beta_end=0.012)
+    parts.pop("image_encoder", None)
+    pipeline = LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "lcm")
+    real = noise_images(tmp_path / "real", 4, (16, 16))
+    given = ("--reference", real, "--weights", f"inception={weights}", "--prompts", prompts)
+    for size in (1, 5):
+        more = ("--num", 5, "--batch_size", size, "--images", tmp_path / f"images{size}")
+        record = evaluate(tmp_path / "lcm", "custom", *given, *more)
+        assert record["model"]["role"] == "other"
+        assert record["model"]["pipeline"] == "LatentConsistencyModelPipeline"
+        assert record["sampling"]["steps"] == record["sampling"]["calls"] == 4
+    one, five = (np.stack(pixels_in(tmp_path / f"images{n}")).astype(int) for n in (1, 5))
+    assert np.abs(one - five).max() <= 1
+    by_hand = pipeline(
+        [prompts.read_text().splitlines()[1]],
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+    ).images[0]
+    assert np.abs(one[1] - by_hand * 255).max() <= 1
+
+
+def test_someone_elses_unconditional_pipeline(
+    weights: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    """Of noise alone: the pipeline is told how many."""
+    unet = tiny_unet(in_channels=3, out_channels=3, num_class_embeds=None)
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
+    real = noise_images(tmp_path / "real", 4, (8, 8))
+    given = ("--reference", real, "--weights", f"inception={weights}", "--num", 3, "--steps", 2)
+    record = evaluate(tmp_path / "ddim", "custom", *given)
+    assert record["sampling"]["told"] == "nothing"
+    assert record["sampling"]["told_sha256"] is None
+
+
+def test_a_pipeline_that_needs_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that edits pictures is sampled by its owner, and measured as a folder."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    parts = tiny_images.sd15().components
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "inpaint")
+    fixed = ("--protocol", "custom", "--num", 4, "--output", tmp_path / "o.json")
+    assert run("eval", tmp_path / "inpaint", *fixed) == 2
+    assert "is told image, mask_image" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_captioned_digits_are_measured_as_in_training(evaluate: Evaluate) -> None:
+    """The built-in text-to-image protocol is ``measure_captioned`` of the same calls."""
+    num, seed = 1_000, 5
+    record = evaluate("digits-t2i", "captioned-digits", "--num", num, "--steps", 1, "--seed", seed)
+    model = load_student(Path("stepdistill/worlds/digits-t2i/teacher"))
+
+    def sampler(told: list[Caption], seeds: range) -> Tensor:
+        return model.sample([caption.text for caption in told], seeds, 1)
+
+    quality = measure_captioned(sampler, num, seed)
+    assert record["metrics"]["fid"] == pytest.approx(quality.fid, rel=1e-4)
+    assert record["metrics"]["caption_accuracy"] == pytest.approx(quality.caption_accuracy, abs=0.2)
+    assert record["metrics"]["diversity"] == pytest.approx(quality.diversity, rel=1e-4)
+
+
+def test_samples_of_one_prompt_and_their_distance(text_model: Path, tmp_path: Path) -> None:
+    """Each group is one prompt with seeds after all others'; its value is the mean over pairs."""
+
+    def prepare(pixels: Pixels) -> Tensor:
+        return torch.from_numpy(pixels).float()
+
+    def difference(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).abs().flatten(1).mean(1)
+
+    distance = ImageDistance("difference", "", prepare, difference)
+    subject = load_subject(str(text_model), steps=1)
+    told = prompts_in_turn(["one", "two"])
+    order = Order(4, 10, 1, 4, told, {}, {}, None, tmp_path / "samples", 0)
+    groups = Groups(2, 3, distance, Shard(0, 0, 0, 4))
+    work = WorkFolder(tmp_path / "work")
+    with work.held({}):
+        assert Engine(subject, order, work, PartialState(cpu=True), groups).run(groups.shards())
+    for i, prompt in enumerate(("one", "two")):
+        seeds = range(10 + 4 + 3 * i, 10 + 4 + 3 * i + 3)
+        x0 = subject.model.sample([prompt] * 3, seeds, 1, batch_size=3)
+        images = ((x0.clamp(-1, 1) + 1) * 127.5).round()
+        pairs = [(images[a] - images[b]).abs().mean() for a, b in ((0, 1), (0, 2), (1, 2))]
+        expected = float(torch.stack(pairs).mean())
+        assert float(work.read(1 + i, GROUP)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_classes_by_seed_are_even(tmp_path: Path) -> None:
+    """Drawn by the image's own seed, uniformly: chi-squared of 10,000 within its range."""
+    told = labels_by_seed(10)
+    assert told.of is not None
+    drawn = [told.of(0, seed) for seed in range(10_000)]
+    counts = np.bincount(drawn, minlength=10)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 21.7  # 99 % of chi-squared with 9 degrees
+    assert drawn[:50] == [told.of(7, seed) for seed in range(50)], "the place plays no part"
+
+
+def test_prompts_of_older_evaluations(tmp_path: Path) -> None:
+    """A pickled list of texts is read; what would run code, or is no such list, is refused."""
+    file = tmp_path / "all_prompts.pkl"
+    file.write_bytes(pickle.dumps(["a fox", "a car"]))
+    assert prompts_in(str(file)) == ("a fox", "a car")
+    file.write_bytes(pickle.dumps([Path("x")]))
+    with pytest.raises(UserError, match=r"names pathlib\S*Path, and would run code"):
+        prompts_in(str(file))
+    file.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UserError, match="must hold a list of texts"):
+        prompts_in(str(file))
+    file.write_bytes(pickle.dumps(["a fox"])[:-3])
+    with pytest.raises(UserError, match="no pickled list of prompts"):
+        prompts_in(str(file))
+
+
+def test_unknown_protocols() -> None:
+    """The nearest is named, and all there are."""
+    with pytest.raises(UserError, match="Did you mean coco2014-30k"):
+        find_protocol("coco2014-30K")
