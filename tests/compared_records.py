@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 INCEPTION = {"sha256": "a1" * 32, "resize": "bicubic to 299, as clean-fid"}
-REFERENCE = {"path": "cifar10.safetensors", "sha256": "b2" * 32, "num_samples": 50_000}
+REFERENCE = {
+    "inception": {"path": "cifar10.safetensors", "sha256": "b2" * 32, "num_samples": 50_000}
+}
 SPEED = {
     "ms_per_image": 1.25,
     "batch_size": 64,
@@ -46,6 +48,8 @@ def record(name: str = "student", seed: int = 0, **changes: Any) -> dict[str, An
             "plan": None,
             "told": "one of 10 classes, drawn by the image's seed",
             "told_sha256": f"{seed:064x}",
+            "image_size": [32, 32],
+            "seconds": 300.0 + seed,
         },
         "extractors": {"inception": dict(INCEPTION)},
         "reference": dict(REFERENCE),

@@ -128,6 +128,19 @@ def test_each_metric_is_drawn_against_calls_and_times(folder: Path) -> None:
     assert not re.findall(r"#0[234]0[234]0[234]", page)
 
 
+def test_times_of_two_devices_have_a_plot_each(tmp_path: Path) -> None:
+    """And a metric without a direction has none."""
+    slow = {**SPEED, "device": "cpu", "batch_size": 8}
+    metrics = {"fid": 2.0, "fid_floor": 1.0}
+    records = [record("a", metrics=metrics), record("b", metrics=metrics, speed=slow)]
+    page = render(tables(read_records(write(tmp_path, *records)), False))
+    drawn = [labels_in(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    assert len(drawn) == 3
+    names = [{*words} & {"a", "b"} for words in drawn]
+    assert names == [{"a", "b"}, {"a"}, {"b"}]
+    assert "milliseconds an image (cpu, batch 8)" in drawn[2]
+
+
 def test_crowded_points_are_labelled_by_number(tmp_path: Path) -> None:
     names = [f"a model with a long name {i}" for i in range(24)]
     metrics = [{"fid": 2.0 + 0.001 * i} for i in range(24)]
@@ -162,10 +175,12 @@ def test_equal_seeds_stand_in_one_column(folder: Path) -> None:
     sizes = {(tile.width, tile.height) for _, tiles in second.rows for tile in tiles}
     assert sizes == {(LARGEST, LARGEST)}
     assert second.shrunk
+    edm = dict(first.rows)["edm"]
     page = (folder / "page.html").read_text()
     samples(folder, "again", [5], 32)
     in_a_page = b64encode((folder / "again" / "000000.png").read_bytes()).decode()
     assert page.count(in_a_page) == 1
+    assert edm[first.seeds.index(5)].source.endswith(in_a_page)
     assert 'alt="edm, seed 5"' in page
 
 

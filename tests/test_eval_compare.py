@@ -47,6 +47,11 @@ def compared(folder: Path, *records: dict[str, Any], each_alone: bool = False) -
     return tables(read_records(write(folder, *records)), each_alone)
 
 
+def replaced_weights(one: dict[str, Any], i: int) -> dict[str, Any]:
+    """The record of another model of the same name."""
+    return {**one, "model": {**one["model"], "sha256": {"unet": f"{i:064x}"}}}
+
+
 def command(*arguments: object) -> None:
     """``stepdistill eval compare ARGUMENTS``."""
     main = importlib.import_module("stepdistill.evals.compare_records").main
@@ -134,6 +139,10 @@ def test_one_seed_has_the_interval_of_its_standard_error(tmp_path: Path) -> None
     assert found["recall"].half is None
     assert "1.96 standard errors" in table.intervals()
     assert "A value without ± has none" in table.intervals()
+    folder = tmp_path / "all"
+    folder.mkdir()
+    [table] = compared(folder, record(metrics={"fid": 2.5}, errors={"fid": 0.05}))
+    assert "A value without ± has none" not in table.intervals()
 
 
 def test_values_without_any_interval_are_said_to_have_none(tmp_path: Path) -> None:
@@ -169,12 +178,15 @@ def test_other_steps_weights_and_settings_are_other_rows(tmp_path: Path) -> None
         record("edm", model__role="teacher", sampling__steps=18, sampling__calls=35),
     ]
     [table] = compared(tmp_path, *records)
-    wanted = ["edm", "dmd2, 1 step of dmd2", "dmd2, 1 step of dmd2, guidance 3", "ect"]
+    wanted = ["edm", "dmd2, 1 step", "dmd2, 1 step, guidance 3", "ect"]
     assert table.labels == [*wanted, "dmd2, 4 steps"]
     assert [row.calls for row in table.rows] == [35, 1, 1, 1, 4]
 
 
 def test_names_that_are_all_the_same_are_numbered(tmp_path: Path) -> None:
+    folders = [record("student", model__path=f"runs/{name}/student") for name in ("a", "b")]
+    [table] = compared(tmp_path, *(replaced_weights(one, i) for i, one in enumerate(folders)))
+    assert table.labels == ["student of a", "student of b"]
     same = {"model__path": "student", "model__sha256": None}
     [table] = compared(tmp_path, *(record(**same, sampling__plan={"r": r}) for r in (1, 2)))
     assert len({*table.labels}) == 2
@@ -233,7 +245,7 @@ def test_seeds_timed_elsewhere_do_not_enter_the_mean(tmp_path: Path) -> None:
 
 def test_each_known_metric_says_what_it_is() -> None:
     for metric in METRICS.values():
-        assert metric.goal is not None
+        assert (metric.goal is None) == (metric.name == "fid_floor")
         for words in (metric.meaning, metric.convention):
             assert len(words) > 10
             assert not words.endswith(".")
@@ -257,8 +269,11 @@ def test_protocols_have_tables_of_their_own(tmp_path: Path) -> None:
         ({"sampling__num": 10_000}, "number of images: 50,000 in"),
         ({"extractors": {"inception": {**INCEPTION, "sha256": "c3" * 32}}}, "weights of inception"),
         ({"extractors": {"inception": {**INCEPTION, "resize": "TF"}}}, "resize of inception"),
-        ({"reference": {**REFERENCE, "sha256": "d4" * 32}}, "reference: b2b2b2b2b2b2 in"),
-        ({"reference": None}, "reference: b2b2b2b2b2b2 in"),
+        (
+            {"reference": {"inception": {**REFERENCE["inception"], "sha256": "d4" * 32}}},
+            "reference of inception: b2b2b2b2b2b2 in",
+        ),
+        ({"reference": {"inception": {"path": "own/"}}}, "reference of inception"),
         ({"sampling__told_sha256": "e5" * 32}, "hash of what the images of seed 0 are told"),
         ({"sampling__told": "nothing"}, "what the images are told"),
         ({"repeats": 3}, "repeats of fid: 1 in"),
@@ -300,10 +315,10 @@ def test_a_metric_or_extractor_that_one_lacks_is_no_difference(tmp_path: Path) -
 def test_the_minimum_of_three_stands_beside_no_single_value(tmp_path: Path) -> None:
     """Repeats with their values are seeds like others; their minimum has a column of its own."""
     per_seed = [{"seed": 50_000 * i, "fid": fid} for i, fid in enumerate((2.1, 2.0, 2.2))]
-    metrics = {"fid": 2.0, "fid_min_of_three": 2.0}
+    metrics = {"fid": 2.0, "fid_min_of_3": 2.0}
     three = record("a", repeats=3, metrics=metrics, per_seed=per_seed)
     [table] = compared(tmp_path, three, record("b", metrics={"fid": 2.4}))
-    assert [one.metric.name for one in table.metrics] == ["fid", "fid_min_of_three"]
+    assert [one.metric.name for one in table.metrics] == ["fid", "fid_min_of_3"]
     least = table.metrics[1].estimates
     assert least == [Estimate(2.0), None]
     assert table.rows[0].values["fid"].value == pytest.approx(2.1)
@@ -428,6 +443,7 @@ def test_a_value_that_is_no_number_is_a_dash_with_a_note(tmp_path: Path) -> None
         (json.dumps({"format": 2}), "by a newer stepdistill (its format is 2, this one reads 1)"),
         (json.dumps(record(protocol=None)), "it lacks protocol"),
         (json.dumps(record(metrics={"fid": "low"})), "its metrics is not numbers by name"),
+        (json.dumps(record(metrics={"fid": True})), "its metrics is not numbers by name"),
         (json.dumps(record(sampling__num=None)), "it lacks sampling.num"),
         (json.dumps(record(sampling__num=0)), "its sampling.num is not a whole number above 0"),
         (json.dumps(record(sampling__seed=True)), "its sampling.seed is not a whole number"),

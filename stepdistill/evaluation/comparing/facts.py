@@ -13,20 +13,21 @@ Facts = Mapping[str, str | None]  # a fact in words -> its value; None where the
 
 
 def facts(record: Record) -> dict[str, str | None]:
-    """Of a record: the images, what they were told, the reference, each extractor, the repeats.
+    """Of a record: the images, what they were told, references and extractors, the repeats.
 
     The prompts' hash counts at any seed; that of classes drawn by the image's seed, which ``told``
     says, differs from seed to seed and counts at equal seeds.
     """
-    sampling, reference = record.sampling, record.part("reference")
+    sampling = record.sampling
     told = sampling.get("told")
     seed = f" of seed {record.seed}" if told and "seed" in told else ""
     found: dict[str, str | None] = {
         "number of images": f"{record.num:,}",
         "what the images are told": told,
         f"hash of what the images{seed} are told": sampling.get("told_sha256"),
-        "reference": reference.get("sha256") or reference.get("path"),
     }
+    for name, reference in record.part("reference").items():
+        found[f"reference of {name}"] = reference.get("sha256") or reference.get("path")
     for name, extractor in record.part("extractors").items():
         found[f"weights of {name}"] = extractor.get("sha256")
         found[f"resize of {name}"] = extractor.get("resize")
@@ -72,7 +73,7 @@ def sections(records: Sequence[Record], each_alone: bool) -> list[Section]:
     differ in them are mostly a run that was cut short or measured with another file, and a row
     that silently went into a table of its own would hide just that: UserError, which names two
     records and the fact. ``each_alone`` says that it is meant: one section for each set of facts.
-    A metric that only some records have is no difference, nor is the extractor it needs.
+    A metric that only some records have is no difference, nor are its extractor and reference.
     """
     made: list[Section] = []
     for record in records:

@@ -10,14 +10,15 @@ from .records import Record
 
 
 def labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for each, as short as tells them apart: steps and settings only where they must."""
+    """A name for each: the model's, and what of its folder and settings tells namesakes apart."""
     firsts = [group[0] for group in groups]
     said = [record.name for record in firsts]
-    for add in (_steps, _folder, _guidance, _dtype, _weights):
-        counted = Counter(said)
+    for tell in (_folder, _steps, _guidance, _dtype, _weights):
+        told = [tell(record) for record in firsts]
+        ways = {text: {t for s, t in zip(said, told, strict=True) if s == text} for text in said}
         said = [
-            text + (add(record) if counted[text] > 1 else "")
-            for text, record in zip(said, firsts, strict=True)
+            text + (own if len(ways[text]) > 1 else "")
+            for text, own in zip(said, told, strict=True)
         ]
     counted = Counter(said)
     return [

@@ -11,7 +11,8 @@ LOWER, HIGHER = -math.inf, math.inf
 @dataclass(frozen=True)
 class Metric:
     """``goal`` is the best value there is: LOWER and HIGHER have none, a diversity of 1 is real
-    images'; None where it is not known. ``convention`` says whose numbers it may stand beside.
+    images'; None where there is no better and worse, or none known. ``convention`` says whose
+    numbers it may stand beside.
     """
 
     name: str
@@ -56,11 +57,18 @@ METRICS = {
             "stands beside numbers of the same three only",
         ),
         Metric(
-            "fid_min_of_three",
-            "FID, least of three",
+            "fid_min_of_3",
+            "FID, least of 3",
             LOWER,
             "the smallest of three FIDs on images of other seeds",
             "Karras et al. 2022 (EDM): below a single FID by chance alone, so never beside one",
+        ),
+        Metric(
+            "fid_floor",
+            "FID floor",
+            None,
+            "the FID of as many real images: what a perfect model would score",
+            OURS,
         ),
         Metric(
             "patch_fid",
@@ -158,7 +166,7 @@ METRICS = {
             "HPSv2",
             HIGHER,
             "preference that a model of human votes predicts",
-            "Wu et al. 2023; depends on the prompts",
+            "Wu et al. 2023, version 2.1; depends on the prompts",
         ),
         Metric(
             "pickscore",

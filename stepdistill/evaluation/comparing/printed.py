@@ -29,7 +29,8 @@ def heading(table: Table) -> str:
     said = {name: value for name, (value, _) in table.section.said.items()}
     words = [f"{said['number of images']} images"]
     words += [f"told {said['what the images are told']}"] * bool(said["what the images are told"])
-    words += [f"reference {short(said['reference'])}"] * bool(said["reference"])
+    references = {value: None for name, value in said.items() if name.startswith("reference of")}
+    words += [f"reference {short(value)}" for value in references]
     return f"{table.section.protocol}: {', '.join(words)}"
 
 

@@ -16,8 +16,7 @@ from .metric_names import MEMORY, MS, MS_ONE, named
 from .records import Record
 from .schema import finite
 
-# of sampling: what does not make another row
-NOT_SETTINGS = ("num", "seed", "batch_size", "told", "told_sha256")
+SETTINGS = ("steps", "calls", "guidance_scale", "dtype", "plan", "image_size")  # of sampling
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,6 @@ def _identity(record: Record) -> str:
     """A model by its weights, else its path, with its settings; numbers as 1.0, never 1."""
     model = record.model
     own = model.get("sha256") or model.get("path") or model.get("name")
-    settings = {k: v for k, v in record.sampling.items() if k not in NOT_SETTINGS and v is not None}
-    settings = {k: float(v) if finite(v) else v for k, v in settings.items()}
-    return json.dumps([own, settings], sort_keys=True)
+    settings: list[Any] = [record.sampling.get(name) for name in SETTINGS]
+    numbers = [float(value) if finite(value) else value for value in settings]
+    return json.dumps([own, *numbers], sort_keys=True)

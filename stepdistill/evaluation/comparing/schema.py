@@ -128,7 +128,7 @@ OPTIONAL: dict[str, Check] = {
     "sampling.told": TEXT,
     "sampling.told_sha256": TEXT,
     "extractors": (_are_objects, "objects by name"),
-    "reference": OBJECT,
+    "reference": (_are_objects, "objects by name"),
     "speed": OBJECT,
     "speed.ms_per_image": ABOVE_ZERO,
     "speed.ms_one_image": ABOVE_ZERO,
