@@ -60,7 +60,7 @@ def load_clip(folder: str, device: torch.device | str) -> Clip:
     images = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
     model = load_pretrained(transformers.CLIPModel, folder, device)
     try:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, **HERE)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **HERE)
         processor = images.from_pretrained(folder, **HERE)
     except (*UNREADABLE, KeyError, TypeError, AttributeError) as error:
         raise UserError(
