@@ -24,6 +24,7 @@ from diffusers import (
 from PIL import Image
 from test_fid_command import weights as weights
 from tiny import tiny_teacher_folder, tiny_unet
+from tiny_clips import transformers_folder
 from tiny_pipelines import image as tiny_images
 from torch import Tensor
 
@@ -41,6 +42,7 @@ from stepdistill.metrics.caption_quality import measure_captioned
 from stepdistill.metrics.features import Pixels
 from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
 from stepdistill.metrics.scorers.lpips_distance import ImageDistance
+from stepdistill.metrics.scorers.torchmetrics_clip_score import torchmetrics_clip_score
 from stepdistill.students import load_student
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -153,6 +155,28 @@ def test_text_to_image_resizes_and_crops(
     assert record["sampling"]["told"] == "7 prompts in turn"
     assert record["sampling"]["guidance_scale"] == 7.5
     assert record["model"]["role"] == "teacher"
+
+
+def test_scores_of_prompts(
+    weights: Path, tmp_path: Path, text_model: Path, prompts: Path, evaluate: Evaluate
+) -> None:
+    """torchmetrics' form of COCO: the mean of its scores of the very images and their prompts, with
+    the standard error of a mean."""
+    clip = transformers_folder(tmp_path / "clip")
+    real = noise_images(tmp_path / "real", 6, (20, 20))
+    given = ("--reference", real, "--prompts", prompts, "--steps", 1, "--num", 9)
+    files = ("--weights", f"inception-tf={weights}", f"clip-torchmetrics={clip}")
+    record = evaluate(
+        text_model, "coco2014-30k-torchmetrics", *given, *files, "--images", tmp_path / "images"
+    )
+    told = (prompts.read_text().splitlines() * 2)[:9]
+    images = pixels_in(tmp_path / "images")
+    scores = torchmetrics_clip_score(str(clip)).of_pixels(images, told).double()
+    name = "clip_score_torchmetrics"
+    assert record["metrics"][name] == pytest.approx(float(scores.mean()), rel=1e-5)
+    assert record["errors"][name] == pytest.approx(float(scores.std()) / 3, rel=1e-4)
+    assert "clip-torchmetrics" in record["extractors"]
+    assert any("not the protocol's" in note for note in record["notes"])
 
 
 def test_moments_alone_are_not_enough_for_kid(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stepdistill.cli import COMMANDS
+from stepdistill.cli import COMMANDS, EVALS
+from stepdistill.evaluation.protocols import PROTOCOLS
 from stepdistill.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,8 @@ def test_commands_exist() -> None:
             assert words[1] in COMMANDS
             if words[1] == "train":
                 assert words[2] in METHODS
+            if words[1] == "eval" and words[2] not in EVALS:
+                assert words[words.index("--protocol") + 1] in PROTOCOLS
         else:
             assert words[0] == "accelerate"
             assert (

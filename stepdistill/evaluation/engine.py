@@ -6,6 +6,7 @@ that all processes leave after the shard they are in, whoever was told.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +83,13 @@ class Engine:
         stop, part = self.work.stop, f" (1 of {ranks} processes)" if ranks > 1 else ""
         with (
             StopSignals() as signals,
-            tqdm(total=total, desc=f"sampling{part}", unit="img", disable=rank > 0) as bar,
+            tqdm(
+                total=total,
+                desc=f"sampling{part}",
+                unit="img",
+                disable=rank > 0,
+                mininterval=0.5 if sys.stderr.isatty() else 30,  # seconds; a log takes few lines
+            ) as bar,
         ):
             for shard in own:
                 if shard.repeat == NO_REPEAT:

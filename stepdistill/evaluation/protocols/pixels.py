@@ -72,6 +72,8 @@ def imagenet256_adm() -> Protocol:
             file,
             "STEPDISTILL_IMAGENET256_ADM_REFERENCE",
             ADM + file,
+            # of two copies on the hub, 2,037,122,530 bytes each
+            "b32732719497e42660a9affb4a966068cba0855ac449b82015e34ec376d20758",
             option="--reference",
         ),
         image_size=256,

@@ -23,7 +23,13 @@ from ..extractors.pixels import CLIP
 from ..features import Pixels, Scorer, digest
 from .open_clip_score import load_open_clip
 
-WEIGHTS = Asset("weights of HPSv2.1", "HPS_v2.1_compressed.pt", "STEPDISTILL_HPSV2", "xswu/HPSv2")
+WEIGHTS = Asset(
+    "weights of HPSv2.1",
+    "HPS_v2.1_compressed.pt",
+    "STEPDISTILL_HPSV2",
+    "xswu/HPSv2",
+    "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837",  # its upload, 697403c7
+)
 
 
 def fitted(pixels: Pixels, side: int) -> Tensor:
