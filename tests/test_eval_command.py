@@ -55,6 +55,28 @@ def evaluate(tmp_path: Path, student: Path) -> Evaluate:
     return command
 
 
+@pytest.mark.parametrize(
+    ("num", "repeats", "batch_size", "sizes"),
+    [
+        (40, 1, 1, [16, 16, 8]),
+        (40, 1, 7, [21, 19]),
+        (40, 1, 64, [40]),
+        (130, 1, 64, [64, 64, 2]),
+        (20, 2, 16, [16, 4, 16, 4]),
+    ],
+)
+def test_shards_are_whole_batches(
+    num: int, repeats: int, batch_size: int, sizes: list[int]
+) -> None:
+    """The fewest whole batches that make 16 samples; no sample twice or left out, none spans two
+    repeats."""
+    shards = cut(num, repeats, batch_size)
+    assert [shard.end - shard.begin for shard in shards] == sizes
+    assert [i for s in shards for i in range(s.begin, s.end)] == [*range(num * repeats)]
+    assert all(s.begin // num == (s.end - 1) // num == s.repeat for s in shards)
+    assert [s.number for s in shards] == [*range(len(sizes))]
+
+
 def images_of(folder: Path) -> np.ndarray[Any, Any]:
     """All images of a folder by their names, (N, H, W)."""
     return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.iterdir())])

@@ -26,6 +26,7 @@ from test_fid_command import weights as weights
 from tiny import tiny_teacher_folder, tiny_unet
 from tiny_clips import transformers_folder
 from tiny_pipelines import image as tiny_images
+from tiny_pipelines import video as tiny_videos
 from torch import Tensor
 
 from stepdistill.data.captioned_digits import Caption
@@ -257,6 +258,16 @@ def test_someone_elses_unconditional_pipeline(
     record = evaluate(tmp_path / "ddim", "custom", *given)
     assert record["sampling"]["told"] == "nothing"
     assert record["sampling"]["told_sha256"] is None
+
+
+def test_a_model_that_goes_on_from_a_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Image-to-video models are sampled by their owner too."""
+    tiny_videos.wan_i2v().save_pretrained(tmp_path / "i2v")
+    fixed = ("--protocol", "custom", "--num", 4, "--output", tmp_path / "o.json")
+    assert run("eval", tmp_path / "i2v", *fixed) == 2
+    assert "goes on from a first frame" in capsys.readouterr().err
 
 
 def test_a_pipeline_that_needs_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,11 @@ def load_subject(
     model: Sampled
     if str(index.get("_class_name")) in families.known():
         student = load_student(folder, dtype=dtype)
+        if student.family.card.task == "image-to-video":
+            raise UserError(
+                f"{source} goes on from a first frame, which no protocol gives: sample it into a "
+                "folder by yourself, and measure that with stepdistill eval images"
+            )
         model, role = student, "teacher" if student.plan is None else "student"
         own = student.family.teacher_steps if student.plan is None else None
     else:
