@@ -82,3 +82,5 @@ def test_mistakes_are_named() -> None:
         y[4] *= bad
         with pytest.raises(NonFiniteError, match="sample 4"):
             cmmd(x, y)
+    with pytest.raises(UserError, match="no samples on one side: got 0 and 9"):
+        cmmd(x[:0], x)

@@ -133,3 +133,5 @@ def test_mistakes_are_named() -> None:
     y[2, 1] = torch.nan
     with pytest.raises(NonFiniteError, match="sample 2"):
         neighbours(x, y)
+    with pytest.raises(UserError, match="no samples on one side: got 0 and 10"):
+        neighbours(x[:0], x)

@@ -33,9 +33,8 @@ def _within(x: Tensor) -> float:
     """Mean of k over all pairs, i = j among them; blocks off the diagonal count for two."""
     total = 0.0
     for i, rows in blocks(x):
-        for j, columns in blocks(x):
-            if j.start >= i.start:
-                total += (1 if i == j else 2) * _kernel_sum(rows, columns)
+        for j, columns in blocks(x, i.start):
+            total += (1 if i == j else 2) * _kernel_sum(rows, columns)
     return total / len(x) ** 2
 
 

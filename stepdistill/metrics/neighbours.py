@@ -51,7 +51,7 @@ def neighbours(
     two_sets(generated, real)
     if min(nearest, density_nearest) < 1:
         raise UserError("a ball reaches to the first neighbour at least: give 1 or more")
-    centre = real.mean(0, dtype=torch.float64)
+    centre = torch.stack([rows.sum(0) for _, rows in blocks(real)]).sum(0) / len(real)
     radii = _squared_radii(real, centre, max(nearest, density_nearest))
     ties = TIE * (_squared_lengths(real, centre)[:, None] + radii)
     balls = (radii + ties)[:, nearest - 1]  # with their edges
@@ -87,15 +87,13 @@ def _squared_radii(features: Tensor, centre: Tensor, nearest: int) -> Tensor:
         )
     radii = features.new_full((len(features), nearest), torch.inf, dtype=torch.float64)
     for i, x in blocks(features):
-        for j, y in blocks(features):
-            if j.start < i.start:
-                continue  # had with i and j exchanged
+        for j, y in blocks(features, i.start):
             distances = _squared_distances(x - centre, y - centre)
             if i == j:
                 distances.fill_diagonal_(torch.inf)  # a row is not its own neighbour
             radii[i] = _least(radii[i], distances)
             if i != j:
-                radii[j] = _least(radii[j], distances.T)
+                radii[j] = _least(radii[j], distances.T)  # the block of j and i
     return radii
 
 

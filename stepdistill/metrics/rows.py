@@ -23,16 +23,19 @@ def finite_rows(features: Tensor, first: int = 0) -> Tensor:
 
 
 def two_sets(x: Tensor, y: Tensor) -> None:
-    """Check features (N, D) and (M, D). UserError where they differ in size, NonFiniteError for a
-    NaN or Inf."""
+    """Check features (N, D) and (M, D). UserError where they differ in size or a side has none,
+    NonFiniteError for a NaN or Inf."""
     if x.shape[1] != y.shape[1]:
         raise UserError(f"features differ in size: {x.shape[1]} and {y.shape[1]}")
+    if not len(x) or not len(y):
+        raise UserError(f"no samples on one side: got {len(x)} and {len(y)}")
     for features in (x, y):
-        finite_rows(features)
+        for begin in range(0, len(features), BLOCK):
+            finite_rows(features[begin : begin + BLOCK], begin)
 
 
-def blocks(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Where each block of at most ``BLOCK`` rows lies, and its rows in float64."""
-    for begin in range(0, len(features), BLOCK):
+def blocks(features: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    """Where each block of at most ``BLOCK`` rows, from ``first`` on, lies; its rows in float64."""
+    for begin in range(first, len(features), BLOCK):
         rows = slice(begin, min(begin + BLOCK, len(features)))
         yield rows, features[rows].to(torch.float64)
