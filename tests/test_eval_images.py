@@ -27,6 +27,8 @@ from stepdistill.evaluation.measuring import Measured, Reading, Want, measure_im
 from stepdistill.evaluation.reading import read
 from stepdistill.metrics.features import Features, Pixels
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
 
 def flat(pixels: Pixels) -> Tensor:
     """Of a module, so that a worker can be sent it."""
@@ -141,6 +143,14 @@ def test_values_do_not_depend_on_workers(
         torch.testing.assert_close(
             again.statistics.covariance, whole.statistics.covariance, rtol=1e-12, atol=1e-12
         )
+
+
+def test_reading_draws_nothing(forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images measured in the middle of a training run do not change its random numbers."""
+    monkeypatch.setattr(reading, "FEW", 0)
+    before = torch.get_rng_state()
+    colours(forms["folder"], Reading(7, workers=2))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.slow
@@ -428,6 +438,18 @@ def test_a_process_that_is_ended(forms: dict[str, Path], monkeypatch: pytest.Mon
     ending = Features("ending", 6, "0", "RGB", end_the_process, lambda x: x)
     with pytest.raises(StepDistillError, match=r"process that decodes .* fewer --workers"):
         list(read(pictures_of(forms["folder"]), range(40), [ending], 8, workers=2))
+
+
+def test_no_memory_for_a_batch(forms: dict[str, Path]) -> None:
+    """Is a sentence with the option and the number that failed."""
+
+    def full(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pictures = pictures_of(forms["folder"])
+    want = Want(Features("large", 6, "0", "RGB", square, full))
+    with pytest.raises(StepDistillError, match=r"16 images at a time through large.*below 16"):
+        measure_images(pictures, range(40), [want], Reading(16))
 
 
 def test_no_more_is_read_than_is_asked_for(forms: dict[str, Path]) -> None:

@@ -142,6 +142,7 @@ def _by_processes(reader: Reader, workers: int) -> Iterator[Block]:
         num_workers=min(workers, len(reader)),
         prefetch_factor=AHEAD,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else it draws a seed from the global one
     )
     blocks = iter(loader)
     while True:

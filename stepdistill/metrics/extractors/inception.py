@@ -59,20 +59,21 @@ def inception_features(
         SIZE,
         digest(file),
         "RGB",
-        _prepare,
+        clean,
         network.features,
         resize="to 299x299, antialiased bicubic in float32, not rounded (clean-fid's clean)",
         logits=network.logits,
     )
 
 
-def _prepare(pixels: Pixels) -> Tensor:
-    resized = _clean()(colour(pixels))
+def clean(pixels: Pixels) -> Tensor:
+    """(3, 299, 299): clean-fid's resize, per channel in float32, antialiased and not rounded."""
+    resized = _resizer()(colour(pixels))
     return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
 @cache
-def _clean() -> Callable[[Pixels], NDArray[np.float32]]:
+def _resizer() -> Callable[[Pixels], NDArray[np.float32]]:
     from cleanfid.resize import build_resizer
 
     resize: Callable[[Pixels], NDArray[np.float32]] = build_resizer("clean")
