@@ -26,7 +26,7 @@ from stepdistill.evaluation.comparison import compare_images, describe, looks, w
 from stepdistill.evaluation.image_metrics import METRICS, named
 from stepdistill.evaluation.sources import open_pair
 
-NOTE = "metrics:\n" + "\n".join(f"  {name:18}{own.about}" for name, own in METRICS.items())
+NOTE = "Metrics: " + "; ".join(f"{name}, {own.about}" for name, own in METRICS.items()) + "."
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Options:
             where either side is "digits" or a model of 8x8 grey images, else inception
         size: cut both sides to their centre square and resize it to so many pixels first
         patch: measure patch_fid too, on so many pixels in the middle, not resized
-        num: samples of a model (default 50000), or images drawn at random from A (default all)
+        num: samples of a model, or images drawn at random from A; default: 50000, or all
         seed: of a model's first sample, of the draw from A, and of KID's subsets
         steps: of a model's sampler; default: its trained number
         batch_size: images at a time (default: what suits the extractors)
