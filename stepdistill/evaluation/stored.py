@@ -34,7 +34,8 @@ from .pickled import load_arrays
 SUFFIXES = {".safetensors", ".npz", ".pkl", ".pt"}
 FORMAT = "stepdistill reference 1"
 ALONE = ""  # the part of a file that holds one Gaussian
-PARTS = {"inception": "fid", "dinov2": "fd_dinov2"}  # EDM2's, by how extractors' names begin
+# EDM2's, by how the names of their extractors begin: its Inception resizes as TensorFlow does
+PARTS = {"inception-tf": "fid", "dinov2": "fd_dinov2"}
 
 
 def load_statistics(file: Path) -> Statistics:
@@ -176,13 +177,13 @@ class Stored:
     def _part(self, features: Features | None) -> Statistics:
         if ALONE in self.parts:
             return self.parts[ALONE]
-        name = "inception" if features is None else features.name
+        name = "inception-tf" if features is None else features.name
         for begin, part in PARTS.items():
             if name.startswith(begin) and part in self.parts:
                 return self.parts[part]
         raise UserError(
-            f"{self.path} holds {' and '.join(self.parts)}, which are not of {name}: measure with "
-            "the extractor they are of"
+            f"{self.path} holds {' and '.join(self.parts)}, and no statistics of {name}: measure "
+            f"with {' or '.join(PARTS)}"
         )
 
     def _check_told(self, features: Features) -> None:
