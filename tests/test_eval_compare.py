@@ -77,6 +77,7 @@ def test_the_interval_of_two_seeds_in_closed_form() -> None:
     assert over_seeds([1.0, 4.0]).half == pytest.approx(1.5 * math.tan(0.475 * math.pi))
     assert over_seeds([1.0, 4.0]).value == 2.5
     assert over_seeds([4.0]) == Estimate(4.0)
+    assert over_seeds([4.0, 4.0]) == Estimate(4.0, None, 2)  # chance, not certainty
 
 
 def test_the_interval_holds_the_truth_in_95_of_100_cases() -> None:
@@ -104,7 +105,6 @@ def test_a_difference_is_told_by_the_root_of_the_squares() -> None:
         (98.72, 0.996, ("98.72", "1.00")),
         (2.5, None, ("2.5", "")),
         (1234.5, None, ("1,234", "")),
-        (0.5, 0.0, ("0.5", "0")),
         (1.0, 1e-12, ("1", "1e-12")),
     ],
 )
@@ -143,6 +143,16 @@ def test_one_seed_has_the_interval_of_its_standard_error(tmp_path: Path) -> None
     folder.mkdir()
     [table] = compared(folder, record(metrics={"fid": 2.5}, errors={"fid": 0.05}))
     assert "A value without ± has none" not in table.intervals()
+
+
+def test_equal_values_and_errors_of_zero_tell_no_interval(tmp_path: Path) -> None:
+    """Two seeds of 98 % have the interval of their standard errors, two of 100 % have none."""
+    metrics = {"class_accuracy": 98.0, "caption_accuracy": 100.0}
+    errors = {"class_accuracy": 0.7, "caption_accuracy": 0.0}
+    two = [record(seed=s, metrics=metrics, errors=errors) for s in (0, 50_000)]
+    values = compared(tmp_path, *two)[0].rows[0].values
+    assert values["class_accuracy"] == Estimate(98.0, 1.96 * 0.7, 2, "standard error")
+    assert values["caption_accuracy"] == Estimate(100.0, None, 2)
 
 
 def test_values_without_any_interval_are_said_to_have_none(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def render(tables: Sequence[Table]) -> str:
             shown=shown,
             open=OPEN,
             metrics=list(metrics.values()),
-            names=list(dict.fromkeys(row.label for table in tables for row in table.rows)),
+            names=list(dict.fromkeys(r.records[0].name for table in tables for r in table.rows)),
             records=[about(r) for table in tables for row in table.rows for r in row.records],
         )
     )

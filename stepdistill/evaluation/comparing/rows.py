@@ -79,18 +79,20 @@ def estimate(records: Sequence[Record], metric: str) -> Estimate | None:
     """The value of ``metric`` over all seeds of ``records``; None if it was not measured.
 
     The interval is Student's over seeds that share no image; else 1.96 of the largest standard
-    error that the records give; else there is none.
+    error that the records give, if all give one; else there is none. An error of 0, as of 100 % of
+    the images, is none.
     """
     by_seed = {seed: value for r in records for seed, value in r.by_seed(metric).items()}
     values = list(by_seed.values())
     if not values:
         return None
-    if len(values) > 1 and not _shared(sorted(by_seed), records[0].num):
-        return over_seeds(values)
+    spread = over_seeds(values)
+    if spread.half is not None and not _shared(sorted(by_seed), records[0].num):
+        return spread
     errors = [r.part("errors").get(metric, math.nan) for r in records if r.by_seed(metric)]
-    if all(map(finite, errors)):
+    if all(finite(error) and error > 0 for error in errors):
         return from_error(values, max(errors))
-    return Estimate(sum(values) / len(values), None, len(values))
+    return Estimate(spread.value, None, spread.seeds)
 
 
 def _row(label: str, records: Sequence[Record]) -> Row:

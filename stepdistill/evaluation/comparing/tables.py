@@ -80,7 +80,7 @@ class Table:
         found = [one for column in self.metrics for one in column.estimates if one is not None]
         ways = {
             "seeds": "Student's t over the seeds of a row",
-            "standard error": "1.96 standard errors that the record gives, for one seed",
+            "standard error": "1.96 standard errors that the record gives, where no seeds tell it",
         }
         used = [words for by, words in ways.items() if any(one.by == by for one in found)]
         if not used:
@@ -89,7 +89,9 @@ class Table:
                 f"seeds, at least {self.section.records[0].num:,} apart."
             )
         bare = any(one.half is None for one in found)
-        without = " A value without ± has none: one seed, and no standard error recorded."
+        without = (
+            " A value without ± has none: no seeds that differ, and no standard error recorded."
+        )
         return f"± is a 95 % interval: {'; '.join(used)}.{without * bare}"
 
     def places(self) -> str:
