@@ -81,7 +81,7 @@ def test_the_page_shows_each_row_and_what_may_not_be_compared(folder: Path) -> N
         "1.970 ± 0.050",  # 4.3027 * 0.02 / sqrt(3)
         "2.600 ± 0.039",
         "FID (lower is better): edm has the best value, distinguishable from every other.",
-        "no interval to tell it from dmd2",
+        "no interval to tell it from",
         "Fewer images than <features>: it may not be compared.",
         "Student's t over the seeds of a row",
         "Heusel et al. 2017",

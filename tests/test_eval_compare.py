@@ -229,6 +229,10 @@ def test_what_lies_inside_of_the_intervals_is_not_distinguished() -> None:
     assert far.verdict(["a", "b"]) == (
         "FID (lower is better): a has the best value, distinguishable from every other."
     )
+    bare = column(FID, [Estimate(2.0), Estimate(3.0, 0.1), Estimate(4.0)])
+    said = bare.verdict(["a", "b", "c"])
+    assert said is not None
+    assert said.endswith("a has the best value; no interval to tell it from any other.")
     # 0.95 and 1.05 differ, but are as near to the goal
     even = column(METRICS["diversity"], [Estimate(0.95, 0.01), Estimate(1.051, 0.01)])
     assert even.marks == {0: BEST, 1: LEVEL}

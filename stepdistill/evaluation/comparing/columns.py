@@ -35,7 +35,8 @@ class Column:
         if level:
             said += f"; not distinguishable from it: {listed(level)}"
         if unsure:
-            said += f"; no interval to tell it from {listed(unsure)}"
+            from_whom = "any other" if unsure == [labels[i] for i in others] else listed(unsure)
+            said += f"; no interval to tell it from {from_whom}"
         if not level and not unsure:
             said += ", distinguishable from every other"
         return said + "."
