@@ -31,6 +31,8 @@ PLOTS = (
 NAMES = {
     "fid": "Frechet distance",
     "teacher_distance": "Frechet distance to the teacher",
+    "kid": "kernel distance",
+    "teacher_kid": "kernel distance to the teacher",
     "class_accuracy": "class accuracy, %",
     "caption_accuracy": "caption accuracy, %",
     "memory_gb": "memory, GB",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,27 @@ import torch
 from accelerate import Accelerator
 from commands import check_exports_here, draw_no_report, run
 from PIL import Image
-from run_tiny import free_port, launch, stderr_of
+from run_tiny import digest, free_port, launch, stderr_of
 from safetensors.torch import load_file, save_file
-from scipy.linalg import sqrtm
 from tiny import tiny_teacher_folder
 from torch import Tensor
 
+from stepdistill import checkpoint
 from stepdistill.data.digits import digits
 from stepdistill.distil import build_method, read_settings
 from stepdistill.distil.measuring import FILE, Measuring, student_sampler, teacher_sampler
-from stepdistill.distil.options import EvalOptions
+from stepdistill.distil.options import DistilOptions, EvalOptions
 from stepdistill.distil.told import Order, Told, most_told
+from stepdistill.errors import NonFiniteError, StepDistillError
 from stepdistill.metrics.extractors.digits import digit_features
 from stepdistill.metrics.frechet import Moments, Statistics
+from stepdistill.metrics.kid import paired_squared_mmd, squared_mmd
+from stepdistill.plans import StepPlan
 from stepdistill.runs import RunFolder, read_metrics
 from stepdistill.sampling import NoiseStreams, sample_student, sample_teacher
 from stepdistill.teachers import load_teacher
 
-NUM = 60
+NUM, BLOCK = 60, 30
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def train(teacher: Path, output: Path, *more: object) -> int:
     """ECT on the digits, measured every second iteration."""
     given = ["--teacher", teacher, "--output", output, "--data=digits", "--batch_size=8"]
     own = ["--eval.features=digits", "--evaluate_every=2", f"--evaluate_samples={NUM}"]
-    own += ["--eval.batch_size=30"]
+    own += [f"--eval.batch_size={BLOCK}"]
     return run("train", "ect", *given, *own, "--max_steps=2", *more)
 
 
@@ -67,39 +69,47 @@ def measured(run: Path) -> list[dict[str, float]]:
 # --- by hand -----------------------------------------------------------------------------------
 
 
-def told(num: int) -> Tensor:
-    """25 of each of the first 10 conditionings of 10, for less than 256 samples all in turn."""
-    return torch.arange(num) % 10
+def halves(num: int) -> list[tuple[list[int], range]]:
+    """The classes, in turn, and the places of each block that the runs draw at a time."""
+    blocks = [range(begin, min(begin + BLOCK, num)) for begin in range(0, num, BLOCK)]
+    return [([i % 10 for i in block], block) for block in blocks]
 
 
 def student_features(run: Path) -> Tensor:
-    """Of the exported student: the class and the seed of sample i are i mod 10 and i."""
-    student, plan = load_teacher(run / "student"), json.loads(
-        (run / "student" / "stepdistill.json").read_text()
-    )["plan"]  # fmt: skip
-    assert plan["times"] == [1.0]
-    cond = student.encode(told(NUM).tolist())
-    from stepdistill.plans import StepPlan
-
-    x0 = sample_student(
-        student.denoiser, StepPlan.uniform(1), cond, (1, 8, 8), NoiseStreams(range(NUM))
-    )
-    return digit_features()(x0)
+    """Of the average in the checkpoint: the class and the seed of sample i are i mod 10 and i."""
+    settings = read_settings("ect", ["--config", str(run / "config.yaml")])
+    teacher = load_teacher(settings.get(DistilOptions).teacher)
+    role = build_method("ect", settings, teacher).roles["generator"]
+    checkpoint.load_average(run / "checkpoints" / "000002", role)
+    features, found = digit_features(), []
+    for classes, block in halves(NUM):
+        noise, plan, cond = NoiseStreams(block), StepPlan.uniform(1), teacher.encode(classes)
+        found.append(features(sample_student(role.frozen, plan, cond, (1, 8, 8), noise)))
+    return torch.cat(found)
 
 
 def teacher_features(folder: Path) -> Tensor:
     """Its own samples have the seeds behind the student's."""
-    teacher = load_teacher(folder)
-    z = NoiseStreams(range(NUM, 2 * NUM)).normal((1, 8, 8))
-    return digit_features()(sample_teacher(teacher, teacher.encode(told(NUM).tolist()), z))
+    teacher, features, found = load_teacher(folder), digit_features(), []
+    for classes, block in halves(NUM):
+        z = NoiseStreams(NUM + i for i in block).normal((1, 8, 8))
+        found.append(features(sample_teacher(teacher, teacher.encode(classes), z)))
+    return torch.cat(found)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Frechet, by numpy and SciPy."""
+    """Frechet, by numpy: the roots of the eigenvalues of the product of the covariances."""
     x, y = a.double().numpy(), b.double().numpy()
     s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = sqrtm(s @ t).real
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * root))
+    roots = np.sqrt(np.linalg.eigvals(s @ t).real.clip(0))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t) - 2 * roots.sum())
+
+
+def kernel(a: Tensor, b: Tensor) -> float:
+    """The squared MMD under (x . y / 32 + 1)^3, over all pairs of different places."""
+    x, y = a.double().numpy(), b.double().numpy()
+    xx, yy, xy = ((u @ v.T / 32 + 1) ** 3 for u, v in ((x, x), (y, y), (x, y)))
+    return float((xx + yy - 2 * xy)[~np.eye(len(x), dtype=bool)].mean())
 
 
 def spread(features: Tensor) -> float:
@@ -120,12 +130,35 @@ def trained(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_kernel_distance_of_samples_told_the_same_is_not_biased() -> None:
+    """Two draws of one model of 4 far classes, told in turn: zero on average, where the distance
+    of independent samples is far below; and of another model its true value, at any block."""
+    torch.manual_seed(0)
+    means = 3 * torch.randn(4, 8)[torch.arange(24) % 4]
+    draws = [means + torch.randn(24, 8) for _ in range(600)]
+    paired, plain = (
+        torch.stack([distance(x, y) for x, y in zip(draws[::2], draws[1::2], strict=True)])
+        for distance in (paired_squared_mmd, squared_mmd)
+    )
+    error = paired.std() / 300**0.5
+    assert paired.mean().abs() < 4 * error
+    assert plain.mean() < -20 * error
+    x, y = torch.randn(7, 8), torch.randn(7, 8)
+    (kxx, kyy, kxy) = (
+        (u.double() @ v.double().T / 8 + 1) ** 3 for u, v in ((x, x), (y, y), (x, y))
+    )
+    places = [(i, j) for i in range(7) for j in range(7) if i != j]
+    expected = sum(kxx[i, j] + kyy[i, j] - kxy[i, j] - kxy[j, i] for i, j in places) / 42
+    assert float(paired_squared_mmd(x, y, block=3)) == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_the_distance_to_the_teacher_and_the_diversity(teacher: Path, trained: Path) -> None:
-    """As computed from the exported student and the teacher: of the average, by the seeds."""
+    """As computed from the averaged student and the teacher, by the seeds."""
     (found,) = measured(trained)
     student, own = student_features(trained), teacher_features(teacher)
-    assert found["teacher_distance"] == pytest.approx(distance(student, own), rel=1e-4)
-    assert found["diversity"] == pytest.approx(spread(student) / spread(own), rel=1e-5)
+    assert found["teacher_distance"] == pytest.approx(distance(student, own), rel=1e-6)
+    assert found["teacher_kid"] == pytest.approx(kernel(student, own), rel=1e-6)
+    assert found["diversity"] == pytest.approx(spread(student) / spread(own), rel=1e-6)
     assert found["num_samples"] == NUM
 
 
@@ -139,7 +172,7 @@ def pictures(folder: Path, x0: Tensor) -> Path:
 
 @pytest.mark.slow
 def test_the_distance_to_a_reference(teacher: Path, tmp_path: Path) -> None:
-    """Of images, or the statistics of these: the same fid, that of the exported student."""
+    """Of images, or the statistics of these: the same fid, that of the averaged student."""
     real = digits()[0][:100]
     folder = pictures(tmp_path / "real", real)
     moments = Moments()
@@ -149,11 +182,12 @@ def test_the_distance_to_a_reference(teacher: Path, tmp_path: Path) -> None:
     for name, reference in (("a", folder), ("b", tmp_path / "real.safetensors")):
         assert train(teacher, tmp_path / name, "--eval.reference", reference) == 0
         found += measured(tmp_path / name)
+    assert found[0].pop("kid") > 0  # statistics alone hold no features
     assert found[0] == found[1]
     student = student_features(tmp_path / "a")
-    assert found[0]["fid"] == pytest.approx(distance(student, digit_features()(real)), rel=1e-4)
+    assert found[0]["fid"] == pytest.approx(distance(student, digit_features()(real)), rel=1e-6)
     own = spread(teacher_features(teacher))
-    assert found[0]["diversity"] == pytest.approx(spread(student) / own, rel=1e-5)
+    assert found[0]["diversity"] == pytest.approx(spread(student) / own, rel=1e-6)
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -186,6 +220,10 @@ def test_a_resumed_run_stops_where_the_straight_one_does(
         card = json.loads((folder / "student" / "stepdistill.json").read_text())
         assert card["iteration"] == rows[best]["iteration"]
         assert card["metrics"]["teacher_distance"] == distances[best]
+    files = [digest(straight / part) for part in ("student", "checkpoints")]
+    assert train(teacher, straight, *more, "--max_steps=20") == 0  # done: nothing is written
+    assert [digest(straight / part) for part in ("student", "checkpoints")] == files
+    assert measured(straight) == rows
     name = "student/unet/diffusion_pytorch_model.safetensors"
     a, b = load_file(straight / name), load_file(resumed / name)
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -300,7 +338,7 @@ CASES = [
     (["--evaluate_samples=3"], ["evaluate_samples must be at least 4"]),
     (["--eval.prompts=prompts.txt"], ["told by classes, not by prompts"]),
     (["--eval.batch_size=0"], ["eval.batch_size must be at least 1"]),
-    (["--best_metric=class_accuracy"], ["not measured: there is teacher_distance, diversity"]),
+    (["--best_metric=class_accuracy"], ["not measured: there is teacher_distance, teacher_kid"]),
     (["--evaluate_every=0"], ["eval.features is of measurements: give evaluate_every"]),
     (["--stop_after=2", "--evaluate_every=0"], ["stop_after goes by measurements"]),
     (["--export_best", "--evaluate_every=0"], ["export_best goes by measurements"]),
@@ -351,14 +389,24 @@ def test_few_samples_are_warned_of_once(
     assert capsys.readouterr().err.count("evaluate_samples=20 give a trend, and no more: 20") == 1
 
 
+def test_out_of_memory_is_explained(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what lowers it, which the settings of the training do not."""
+    _, measuring, accelerator = prepared(teacher, 40, 16)
+
+    def sampler(cond: Any, seeds: range) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(StepDistillError, match=r"16 samples at a time: give a smaller eval\.batch"):
+        measuring.features(sampler, 0, 40, accelerator)
+
+
 def test_nan_is_an_error(teacher: Path, tmp_path: Path) -> None:
     """A generator that gives NaN: which seeds, and no number."""
-    from stepdistill.errors import NonFiniteError
-
     method, measuring, accelerator = prepared(teacher, 40, 16)
     with torch.no_grad():
         next(iter(method.roles["generator"].trainable().values())).fill_(float("nan"))
     student = student_sampler(method, measuring.told)
     with pytest.raises(NonFiniteError, match="while measuring, seeds 0 to 15: NaN or Inf in ima"):
         measuring.features(student, 0, 40, accelerator)
-    assert replace(measuring, reference=None).name == "teacher_distance"

@@ -30,6 +30,7 @@ from stepdistill import checkpoint
 from stepdistill.errors import NonFiniteError, UserError
 from stepdistill.fit import FitResult
 from stepdistill.fit_config import FitConfig
+from stepdistill.report import render
 from stepdistill.runs import read_metrics
 from stepdistill.watching import crossed, remarks, score, stalled
 
@@ -190,6 +191,15 @@ def test_the_alarm_is_said_and_logged_once(
     ]
     falling(tmp_path / "off", max_steps=8, diversity_alarm=0.0)
     assert "diversity" not in capsys.readouterr().err
+
+
+def test_the_page_tells_of_both(tmp_path: Path) -> None:
+    """The alarm and the early end stand above the curves; how long measuring took is no curve."""
+    falling(tmp_path, stop_after=2)
+    page = render(tmp_path)
+    assert "Diversity alarm at iteration 6: 0.4" in page
+    assert "Stopped at iteration 10 of 20: 2 measurements in a row did not lower fid." in page
+    assert "seconds" not in page
 
 
 def test_mistakes(tmp_path: Path) -> None:

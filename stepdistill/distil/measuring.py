@@ -1,8 +1,10 @@
-"""Students of any teacher, measured during training: a distance and the diversity, in features.
+"""Students of any teacher, measured during training: distances and the diversity, in features.
 
-Without a reference the distance is to the teacher's own samples, told the same. Diversity is the
-mean distance of two samples that are told the same, over the teacher's (1 is as diverse). The
-teacher is sampled once, at the start, and what it gave is kept in the run folder.
+Without a reference the distances are to the teacher's own samples, told the same. The Frechet
+distance of few samples is too large, by about as much each time; the kernel distance (KID) is not,
+and is measured too where the other side's features are at hand. Diversity is the mean distance of
+two samples that are told the same, over the teacher's (1 is as diverse). The teacher is sampled
+once, at the start, and what it gave is kept in the run folder.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from tqdm import tqdm
 
 from ..conditioning import Conditioning
 from ..errors import NonFiniteError, StepDistillError, UserError
+from ..evaluation.measuring import Want
 from ..evaluation.references import load_reference
 from ..files import differences
 from ..methods.base import Method
+from ..metrics.diversity import pairwise_distance
 from ..metrics.extractors import extractor
 from ..metrics.features import Features
 from ..metrics.frechet import Moments, Statistics, few_samples, frechet_distance
+from ..metrics.kid import kernel_distance, paired_squared_mmd
 from ..runs import RunFolder
 from ..sampling import NoiseStreams, sample_student, sample_teacher
 from ..watching import Metrics, shared
@@ -36,17 +41,31 @@ from .options import EvalOptions
 from .told import Order, Told
 from .validation import picture
 
+SUBSETS = 10  # of the kernel distance, of at most 1,000 samples each
 FILE = "measured_teacher.safetensors"  # in the run folder
 # (conditioning of a block, its image seeds) -> pictures in [-1, 1]
 Sampler = Callable[[Conditioning, range], Tensor]
 
 
 @dataclass(frozen=True)
+class Target:
+    """What the distances are to: a Gaussian, and its features (N, D) where they are known."""
+
+    statistics: Statistics
+    features: Tensor | None
+
+    @classmethod
+    def of(cls, features: Tensor) -> Target:
+        """Samples by their features (N, D)."""
+        return cls(statistics(features), features)
+
+
+@dataclass(frozen=True)
 class Baseline:
-    """What students are compared with: a Gaussian, and the teacher's mean distance of two samples
+    """What students are compared with; ``spread`` is the teacher's mean distance of two samples
     that are told the same."""
 
-    target: Statistics
+    target: Target
     spread: float
 
 
@@ -64,18 +83,19 @@ class Measuring:
     make: Callable[[], Features]
     block: int
     guidance_scale: float
-    reference: Statistics | None
+    reference: Target | None
     facts: dict[str, Any]  # all that the teacher's numbers depend on
 
     @property
-    def name(self) -> str:
-        """Of the distance."""
-        return "teacher_distance" if self.reference is None else "fid"
+    def distances(self) -> tuple[str, str]:
+        """The names of the Frechet distance and of the kernel distance."""
+        return ("teacher_distance", "teacher_kid") if self.reference is None else ("fid", "kid")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of all that is measured."""
-        return (self.name, "diversity", "num_samples")
+        known = self.reference is None or self.reference.features is not None
+        return (*self.distances[: 1 + known], "diversity", "num_samples")
 
     @classmethod
     def of(
@@ -108,7 +128,8 @@ class Measuring:
         reference, record = None, None
         if own.reference is not None:
             found = load_reference(Path(own.reference))
-            reference = found.statistics(features)
+            measured = found.measure([Want(features, keep=True)])[0]
+            reference = Target(measured.statistics, measured.features)
             record = {k: v for k, v in found.record().items() if k != "path"}
         facts = {
             "features": [features.name, features.sha256],
@@ -140,8 +161,14 @@ class Measuring:
 
     def compare(self, features: Tensor, baseline: Baseline) -> Metrics:
         """The metrics of features (num, D). NonFiniteError if one is NaN or Inf."""
-        found = {
-            self.name: frechet_distance(statistics(features), baseline.target),
+        target, (frechet, kernel) = baseline.target, self.distances
+        found: dict[str, float] = {
+            frechet: frechet_distance(statistics(features), target.statistics)
+        }
+        if target.features is not None:
+            kid = paired_kid if self.reference is None else unpaired_kid
+            found[kernel] = kid(features, target.features)
+        found |= {
             "diversity": self.spread(features) / baseline.spread,
             "num_samples": len(features),
         }
@@ -160,12 +187,14 @@ class Measuring:
         if shared(accelerator, found is not None):
             return found
         num = self.order.num if self.reference is None else self.order.near
+        if accelerator.is_main_process:
+            print(f"sampling the teacher {num:,} times, once, into {path}", file=sys.stderr)
         teacher = teacher_sampler(self.told, self.guidance_scale)
         # other noise than the students': with the same the distance would come out too small
         features = self.features(teacher, self.order.num, num, accelerator, "sampling the teacher")
         if not accelerator.is_main_process:
             return None
-        target = statistics(features) if self.reference is None else self.reference
+        target = Target.of(features) if self.reference is None else self.reference
         made = Baseline(target, self.spread(features))
         if not made.spread > 0:
             raise UserError(
@@ -211,8 +240,8 @@ class Measuring:
 
     def spread(self, features: Tensor) -> float:
         """Mean Euclidean distance of two samples that are told the same."""
-        near, kinds = features[: self.order.near].double(), self.order.kinds
-        return float(torch.stack([torch.pdist(near[k::kinds]).mean() for k in range(kinds)]).mean())
+        near, kinds = features[: self.order.near], self.order.kinds
+        return float(pairwise_distance(near, [slice(k, None, kinds) for k in range(kinds)]).mean())
 
 
 def statistics(features: Tensor) -> Statistics:
@@ -220,6 +249,16 @@ def statistics(features: Tensor) -> Statistics:
     moments = Moments()
     moments.add(features)
     return Statistics.of(moments)
+
+
+def paired_kid(features: Tensor, teacher: Tensor) -> float:
+    """To the teacher's features (N, D), told the same row by row."""
+    return float(paired_squared_mmd(features, teacher))
+
+
+def unpaired_kid(features: Tensor, real: Tensor) -> float:
+    """To a reference's features (M, D)."""
+    return kernel_distance(features, real, subsets=SUBSETS).mean
 
 
 def default_features(told: Told) -> str:
@@ -253,28 +292,23 @@ def teacher_sampler(told: Told, guidance_scale: float) -> Sampler:
 
 def save_baseline(baseline: Baseline, path: Path, facts: dict[str, Any]) -> None:
     """Write it and what it depends on, aside and renamed."""
-    tensors = {
-        "mean": baseline.target.mean,
-        "covariance": baseline.target.covariance,
-        "count": torch.tensor(baseline.target.count),
-        "spread": torch.tensor(baseline.spread, dtype=torch.float64),
-    }
+    tensors = {"spread": torch.tensor(baseline.spread, dtype=torch.float64)}
+    if facts["reference"] is None and baseline.target.features is not None:
+        tensors["features"] = baseline.target.features
     aside = path.with_name(path.name + ".partial")
     save_file(tensors, aside, {"facts": json.dumps(facts)})
     aside.replace(path)
 
 
-def load_baseline(path: Path, facts: dict[str, Any], reference: Statistics | None) -> Baseline:
+def load_baseline(path: Path, facts: dict[str, Any], reference: Target | None) -> Baseline:
     """Read what :func:`save_baseline` wrote. UserError if it depends on other ``facts``."""
     with safe_open(path, "pt") as file:
         then = json.loads(file.metadata()["facts"])
-        mean, covariance, count, spread = (
-            file.get_tensor(name) for name in ("mean", "covariance", "count", "spread")
-        )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if then != facts:
         raise UserError(
             f"students of {path.parent} were measured otherwise ({differences(then, facts)}): give "
             "the same options, or another --output"
         )
-    target = Statistics(mean, covariance, int(count)) if reference is None else reference
-    return Baseline(target, float(spread))
+    target = Target.of(tensors["features"]) if reference is None else reference
+    return Baseline(target, float(tensors["spread"]))
