@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from stepdistill.assets import Asset, find, find_repo, locate
 from stepdistill.errors import UserError
-from stepdistill.evaluation.assets import Asset, find, find_repo, locate
 
 CONTENT = b"the published weights"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

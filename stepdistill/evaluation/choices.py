@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..assets import Asset, find
 from ..errors import UserError
 from ..metrics.features import Features
 from ..parser import nearest
-from .assets import Asset, find
 from .image_metrics import statistics_alone
 from .measures import Measure
 from .measuring import Measured, Want

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..assets import Asset
+from ...assets import Asset
 from ..told import Told, labels_by_seed
 from ..views import View
 from .general import image_measures

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from typing import Protocol as Protocol_
 
-from ..assets import Asset
+from ...assets import Asset
 from ..measures import Measure
 from ..measuring import Measured, Want
 from ..told import Told

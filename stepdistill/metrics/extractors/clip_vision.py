@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...evaluation.assets import Asset, find_repo
+from ...assets import Asset, find_repo
 from ..features import Features, Pixels
 from .pixels import CLIP, bicubic, centre_square, colour, normalised
 from .pretrained import load_pretrained, weights_digest

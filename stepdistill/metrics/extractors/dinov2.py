@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...evaluation.assets import Asset, find_repo
+from ...assets import Asset, find_repo
 from ..features import Features, Pixels
 from .pixels import IMAGENET, bicubic, colour, normalised
 from .pretrained import load_pretrained, weights_digest

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...evaluation.assets import check, locate
+from ...assets import check, locate
 from ..features import Features, Pixels, digest
 from .inception_network import INCEPTION, SIZE, STATE_DICT, load_inception
 from .pixels import colour

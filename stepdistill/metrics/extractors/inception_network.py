@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...assets import Asset
 from ...errors import UserError, first_line
-from ...evaluation.assets import Asset
 
 SIZE, CLASSES, SIDE = 2048, 1008, 299
 INCEPTION = Asset(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from ...evaluation.assets import Asset, check, find_repo, locate
+from ...assets import Asset, check, find_repo, locate
 from ..extractors.pixels import CLIP, normalised
 from ..features import Pixels, Scorer, digest
 from .checkpoints import fill, read_weights

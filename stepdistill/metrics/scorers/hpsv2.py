@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, pad, resize, to_tensor
 
-from ...evaluation.assets import Asset, find
+from ...assets import Asset, find
 from ..extractors.pixels import CLIP
 from ..features import Pixels, Scorer, digest
 from .open_clip_score import load_open_clip

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torchvision.models import alexnet
 
+from ...assets import Asset, check, locate
 from ...errors import UserError
-from ...evaluation.assets import Asset, check, locate
 from ..features import Pixels, digest
 from .checkpoints import fill, optional, read_weights
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
-from ...evaluation.assets import Asset, find
+from ...assets import Asset, find
 from ..features import Pixels, Scorer, digest
 from .checkpoints import fill, optional, read_weights
 

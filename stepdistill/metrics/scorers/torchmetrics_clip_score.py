@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...evaluation.assets import Asset, find_repo
+from ...assets import Asset, find_repo
 from ..features import Scorer
 from .transformers_clip import RESIZE, cosines, load_clip
 

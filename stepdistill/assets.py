@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, first_line
-from ..metrics.features import digest
+from .errors import UserError, first_line
+from .metrics.features import digest
 
 
 @dataclass(frozen=True)
