@@ -17,8 +17,10 @@ from commands import run
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    StableDiffusion3PAGPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
@@ -28,6 +30,7 @@ from tiny_clips import transformers_folder
 from tiny_pipelines import image as tiny_images
 from tiny_pipelines import video as tiny_videos
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
 from stepdistill.data.captioned_digits import Caption
 from stepdistill.errors import UserError
@@ -82,6 +85,16 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pixels_in(folder: Path) -> list[Pixels]:
     """All images of a folder by their names, in colour."""
     return [np.array(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
+
+
+def squares_of_512(images: list[Pixels]) -> list[Pixels]:
+    """The middle of each as torchvision crops it, resized with PIL's LANCZOS."""
+    found = []
+    for pixels in images:
+        image = Image.fromarray(pixels)
+        square = center_crop(image, min(image.size))
+        found.append(np.array(square.resize((512, 512), Image.Resampling.LANCZOS)))
+    return found
 
 
 def statistics_of(view: View, weights: Path, images: list[Pixels]) -> Statistics:
@@ -146,11 +159,11 @@ def test_text_to_image_resizes_and_crops(
     more = (*more, "density_coverage")
     record = evaluate(text_model, "coco10k-sdxl", *given, *more, "--images", tmp_path / "images")
     samples, theirs = pixels_in(tmp_path / "images"), pixels_in(real)
-    for name, view in (
-        ("fid", View("inception", size=512)),
-        ("patch_fid", View("inception", crop=299)),
-    ):
-        sides = [statistics_of(view, weights, images) for images in (samples, theirs)]
+    for name, prepared in (("fid", squares_of_512), ("patch_fid", list)):  # 299 holds all of these
+        sides = [
+            statistics_of(View("inception"), weights, prepared(images))
+            for images in (samples, theirs)
+        ]
         assert record["metrics"][name] == pytest.approx(frechet_distance(*sides), rel=1e-5)
     assert {"kid", "precision", "recall", "density", "coverage"} <= record["metrics"].keys()
     assert record["sampling"]["told"] == "7 prompts in turn"
@@ -245,6 +258,29 @@ def test_someone_elses_pipeline(
         output_type="np",
     ).images[0]
     assert np.abs(one[1] - by_hand * 255).max() <= 1
+
+
+def test_someone_elses_pipeline_that_draws_for_all(
+    weights: Path, tmp_path: Path, prompts: Path, evaluate: Evaluate
+) -> None:
+    """Where later noise comes from torch's own generator, each image is its seed's all the same."""
+    parts = tiny_images.sd3().components
+    parts["scheduler"] = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    parts = {k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
+    StableDiffusion3PAGPipeline(**parts, pag_applied_layers=["blocks.0"]).save_pretrained(
+        tmp_path / "pag"
+    )
+    real = noise_images(tmp_path / "real", 4, (16, 16))
+    given = ("--reference", real, "--weights", f"inception={weights}", "--prompts", prompts)
+    found = {}
+    for size in (1, 3):
+        more = ("--num", 3, "--steps", 3, "--batch_size", size)
+        folder = tmp_path / f"images{size}"
+        torch.manual_seed(size)
+        record = evaluate(tmp_path / "pag", "custom", *given, *more, "--images", folder)
+        assert record["model"]["role"] == "other"
+        found[size] = np.stack(pixels_in(folder)).astype(int)
+    assert np.abs(found[1] - found[3]).max() <= 1
 
 
 def test_someone_elses_unconditional_pipeline(
@@ -354,3 +390,14 @@ def test_unknown_protocols() -> None:
     """The nearest is named, and all there are."""
     with pytest.raises(UserError, match="Did you mean coco2014-30k"):
         find_protocol("coco2014-30K")
+
+
+def test_a_patch_is_the_middle(weights: Path) -> None:
+    """Of images larger than 299 pixels the centre as torchvision crops it, not resized."""
+    draw = np.random.default_rng(0)
+    images = [
+        draw.integers(0, 256, size, dtype=np.uint8) for size in ((400, 360, 3), (301, 512, 3))
+    ]
+    cropped = [np.array(center_crop(Image.fromarray(pixels), [299, 299])) for pixels in images]
+    own = View("inception", crop=299).open(str(weights), "cpu").of_pixels(images)
+    assert torch.equal(own, View("inception").open(str(weights), "cpu").of_pixels(cropped))
