@@ -19,7 +19,7 @@ from evals.evaluate_images import main as evaluate
 from evals.make_reference import main as make_reference
 from stepdistill.data.digits import digits
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation.archives import InFolder
+from stepdistill.evaluation.archives import InFolder, content_sha256, open_pictures
 from stepdistill.evaluation.image_metrics import METRICS
 from stepdistill.evaluation.preprocess import centre_crop, centre_square
 from stepdistill.metrics.cmmd import cmmd
@@ -133,6 +133,13 @@ def test_every_metric(
     assert "12" in record["extractors"]["inception-crop12"]["resize"]
 
 
+def hash_of(folder: Path) -> str:
+    """As the records have it."""
+    pictures = open_pictures(folder)
+    assert pictures is not None
+    return content_sha256(pictures)
+
+
 def test_the_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """What was measured of what; a .json is written whole, other files get a line each."""
     a, b = folders
@@ -143,6 +150,7 @@ def test_the_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
         "path": str(a),
         "num_samples": 30,
         "skipped": 0,
+        "sha256": hash_of(a),
         "seed": 5,
     }
     assert record["reference"] == {
@@ -150,6 +158,7 @@ def test_the_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
         "path": str(b),
         "num_samples": 60,
         "skipped": 0,
+        "sha256": hash_of(b),
         "seed": None,
     }
     assert record["extractors"] == {"inception": {"sha256": "0", "resize": "none"}}

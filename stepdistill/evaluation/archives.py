@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from zipfile import BadZipFile, ZipFile
 from PIL import Image
 
 from ..errors import UserError, first_line
+from ..metrics.features import digest
 from .arrays import MEMBER, in_array, members
 from .images import DAMAGED, opened, unreadable
 
@@ -165,6 +167,19 @@ def in_tar(path: Path) -> InTar:
             "give the folder"
         ) from error
     return InTar(path, _some(path, sorted((m.name, m.offset_data, m.size) for m in files)))
+
+
+def content_sha256(pictures: Pictures) -> str:
+    """SHA-256 of an archive as ``sha256sum`` prints it; of a folder, of the lines that it prints of
+    the images in order, by their places in the folder.
+    """
+    if not isinstance(pictures, InFolder):
+        return digest(pictures.path)
+    running = sha256()
+    for file in pictures.files:
+        place = file.relative_to(pictures.path).as_posix()
+        running.update(f"{digest(file)}  {place}\n".encode())
+    return running.hexdigest()
 
 
 def _is_image(member: str) -> bool:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..errors import StepDistillError, UserError
 from ..metrics.features import Features
 from ..metrics.frechet import Moments, Statistics, few_samples
-from .archives import Pictures
+from .archives import Pictures, content_sha256
 from .reading import read
 
 
@@ -109,6 +109,7 @@ def measure_images(
         "path": str(pictures.path),
         "num_samples": count,
         "skipped": len(skipped),
+        "sha256": content_sha256(pictures),
     }
     notes = [see_through(pictures.path, transparent)] if transparent else []
     return [own.measured(record, notes) for own in gathered]

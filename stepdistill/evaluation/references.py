@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..errors import UserError
-from ..metrics.features import Features, digest
+from ..metrics.features import Features
 from ..metrics.frechet import Statistics
-from .archives import Pictures, open_pictures
+from .archives import Pictures, content_sha256, open_pictures
 from .measuring import AS_IT_SUITS, Measured, Reading, Want, measure_images
 from .stored import SUFFIXES, Stored, is_stored
 
@@ -66,12 +66,13 @@ class OfImages:
         return [self._known[_key(want.features)] for want in wants]
 
     def record(self) -> dict[str, Any]:
-        """JSON form; a file's hash too."""
-        path = self.pictures.path
-        hashed = {"sha256": digest(path)} if path.is_file() else {}
+        """JSON form; the hash of what they hold too."""
         known = next(iter(self._known.values()), None)
-        counts = known.record if known else {"num_samples": len(self.pictures)}
-        return {"kind": "images", "path": str(path), **counts, **hashed}
+        if known is not None:
+            return known.record
+        path, count = str(self.pictures.path), len(self.pictures)
+        hashed = content_sha256(self.pictures)
+        return {"kind": "images", "path": path, "num_samples": count, "sha256": hashed}
 
     def _has(self, want: Want) -> bool:
         known = self._known.get(_key(want.features))
