@@ -136,13 +136,16 @@ def run(options: Options) -> None:
         state.wait_for_everyone()  # the work folder is there
         evaluation.sample(state)
         return
-    with evaluation.work.held(settings_of(evaluation)):
+    settings = settings_of(evaluation)
+    with evaluation.work.held(settings):
+        evaluation.begin()
         state.wait_for_everyone()
         references = evaluation.measure_references()  # what is wrong with them is said now
         if not evaluation.sample(state):
             print(f"stopped; the same command goes on from {evaluation.work.path}")
             return
-        record = record_of(evaluation, references, state.num_processes)
+        evaluation.check_images()
+        record = record_of(evaluation, references, settings, state.num_processes)
         write_record(record, asked.output)
         if options.keep_features is not None:
             keep_features(evaluation, Path(options.keep_features))

@@ -95,6 +95,10 @@ class Student:
             )
         return self.family.guidance_call(self.pipeline, scale)
 
+    def is_called_alone(self, steps: int) -> bool:
+        """Whether later noise comes from torch's own generator: each sample takes a call."""
+        return steps > 1 and not self.family.passes_generator
+
     def sample(
         self,
         told: Sequence[Any] | None,
@@ -111,8 +115,7 @@ class Student:
         not depend on the batch; without ``alone`` they do, and come faster.
         """
         given = [None] * len(seeds) if told is None else told
-        later_noise = steps > 1 and not self.family.passes_generator
-        size, parts = 1 if later_noise and alone else batch_size, []
+        size, parts = 1 if alone and self.is_called_alone(steps) else batch_size, []
         for begin in range(0, len(seeds), size):
             own = slice(begin, begin + size)
             parts.append(self.sample_batch(given[own], seeds[own], steps, **more))

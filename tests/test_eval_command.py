@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,10 +271,54 @@ def test_going_on_otherwise_is_refused(
     (parts / "settings.json").write_text("{}")
     fixed = ("--protocol", "digits", "--num", NUM, "--output", tmp_path / "o.json")
     assert run("eval", student, *fixed) == 2
-    assert "begun otherwise (extractors.digits.resize:" in capsys.readouterr().err
+    assert "begun otherwise (device: None there, 'cpu' now;" in capsys.readouterr().err
     (parts / "settings.json").write_text("{")
     assert run("eval", student, *fixed) == 2
     assert "settings.json is damaged" in capsys.readouterr().err
+
+
+def test_a_changed_scheduler_is_noticed(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the weights alone decide the samples: a config that changed after a kill is refused."""
+    model, output = tmp_path / "model", tmp_path / "o.json"
+    shutil.copytree(student, model)
+    fixed = ("--protocol", "digits", "--num", NUM, "--output", output)
+    assert run("eval", model, *fixed) == 0
+    settings = json.loads(output.read_text())
+    parts = tmp_path / "o.json.parts"
+    parts.mkdir()
+    kept = ("protocol", "repeats", "model", "sampling", "extractors", "images", "versions")
+    work = {name: settings[name] for name in (*kept, "device")}
+    for name in ("calls", "image_size", "seconds"):
+        work["sampling"].pop(name)
+    (parts / "settings.json").write_text(json.dumps(work))
+    output.unlink()
+    assert run("eval", model, *fixed) == 0, "the same settings are gone on with"
+    parts.mkdir()
+    (parts / "settings.json").write_text(json.dumps(work))
+    output.unlink()
+    config = model / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("80.0", "20.0"))
+    assert run("eval", model, *fixed) == 2
+    assert "model.config_sha256.scheduler/scheduler_config.json" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_images_is_left_alone(
+    evaluate: Evaluate, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images are written into an empty folder, or the record would not be of what lies there."""
+    evaluate("first", "--images", tmp_path / "images")
+    fixed = ("--protocol", "digits", "--num", NUM, "--output", tmp_path / "second.json")
+    assert run("eval", student, *fixed, "--images", tmp_path / "images") == 2
+    assert "holds something already" in capsys.readouterr().err
+    assert len(list((tmp_path / "images").iterdir())) == NUM
+
+
+def test_the_standard_error_does_not_depend_on_the_batch(evaluate: Evaluate) -> None:
+    """Sample i is of part i mod 16 of the bootstrap, however the shards are cut."""
+    errors = [evaluate(str(n), "--batch_size", n)["errors"]["fid"] for n in (20, 64)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 def test_an_old_record_stays(

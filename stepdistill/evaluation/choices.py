@@ -13,7 +13,7 @@ from ..metrics.features import Features
 from ..parser import nearest
 from .image_metrics import statistics_alone
 from .measures import Measure
-from .measuring import Measured, Want
+from .measuring import Measured, Reading, Want
 from .prompt_files import prompts_in
 from .protocols import Protocol
 from .protocols.protocol import Reference
@@ -36,6 +36,7 @@ class Asked:
     metrics: tuple[str, ...] = ()
     prompts: str | None = None
     reference: tuple[str, ...] = ()
+    skip_corrupt: bool = False  # of the reference
     weights: Mapping[str, str] = field(default_factory=dict)
     images: Path | None = None
     replicates: int | None = None
@@ -68,17 +69,17 @@ def told_by(protocol: Protocol, subject: Subject, asked: Asked) -> tuple[Told, i
     num = asked.num or protocol.num
     if num is None:
         raise UserError(f"{protocol.name} has no count of its own: give --num")
-    if model.num_classes is None or protocol.labels is None:
-        return NOTHING, num
-    return protocol.labels(model.num_classes, num), num
+    return NOTHING if protocol.labels is None else protocol.labels(model.num_classes, num), num
 
 
 def prompts_of(protocol: Protocol, asked: Asked) -> tuple[str, ...]:
     """The file that is asked for, else the protocol's. UserError if there is none."""
+    if isinstance(protocol.prompts, tuple):
+        if asked.prompts is not None:
+            raise UserError(f"{protocol.name} measures its own prompts: leave --prompts out")
+        return protocol.prompts
     if asked.prompts is not None:
         return prompts_in(asked.prompts)
-    if isinstance(protocol.prompts, tuple):
-        return protocol.prompts
     if protocol.prompts is None:
         raise UserError(f"{protocol.name} has no prompts of its own: give --prompts FILE")
     return prompts_in(str(find(protocol.prompts)))
@@ -88,10 +89,11 @@ def opened(protocol: Protocol, asked: Asked, measures: Sequence[Measure]) -> lis
     """The references that are asked for, else the protocol's own; none if nothing is compared."""
     if not any(measure.compares for measure in measures):
         return []
+    how = Reading(skip_corrupt=asked.skip_corrupt)
     if asked.reference:
-        return [load_reference(Path(one)) for one in asked.reference]
+        return [load_reference(Path(one), how) for one in asked.reference]
     if isinstance(protocol.reference, Asset):
-        return [load_reference(place_of(protocol.reference))]
+        return [load_reference(place_of(protocol.reference), how)]
     if protocol.reference is None:
         raise UserError(f"{protocol.name} has no reference of its own: give --reference")
     return [protocol.reference()]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -58,7 +61,7 @@ class Evaluation:
             views={k: v.open(asked.weights.get(v.extractor), device) for k, v in views.items()},
             scorers={s: SCORERS[s][0](asked.weights.get(s), device) for s in scorers},
             image_size=protocol.image_size,
-            samples=asked.output.with_suffix(".samples"),
+            samples=asked.output.with_name(asked.output.name + ".samples"),
             shown=min(SHOWN, num),
             images=asked.images,
         )
@@ -88,6 +91,38 @@ class Evaluation:
         """What is compared with, by the key of its view. UserError for a view without one."""
         return compared(self.measures, self.given, self.order.views)
 
+    def begin(self) -> None:
+        """Before the first sample: an empty folder for the images, none of samples of before.
+
+        UserError for a folder of images that holds something. A folder of work that is gone on with
+        has its own images.
+        """
+        if any(self.work.path.glob("*.safetensors")):
+            return
+        images, samples = self.order.images, self.order.samples
+        if images is not None and images.exists() and (images.is_file() or any(images.iterdir())):
+            raise UserError(f"{images} holds something already: give another folder as --images")
+        if samples.is_dir():
+            shutil.rmtree(samples)
+
+    def check_images(self) -> None:
+        """UserError where images that were written are gone, or other ones have come."""
+        expected = {
+            self.order.samples: self.order.shown,
+            **(
+                {self.order.images: self.order.num * self.order.repeats}
+                if self.order.images
+                else {}
+            ),
+        }
+        for folder, count in expected.items():
+            there = len(list(folder.glob("*.png")))
+            if there != count:
+                raise UserError(
+                    f"{folder} holds {there} images, and {count} were written: it was changed "
+                    f"meanwhile; remove {self.work.path} and begin again"
+                )
+
     @torch.no_grad()
     def sample(self, state: PartialState) -> bool:
         """This process's part, then wait for the others'; False if any was asked to stop.
@@ -106,12 +141,27 @@ class Evaluation:
             )
         return True
 
-    def values(self, references: Mapping[str, Measured]) -> tuple[list[Values], Values]:
-        """(each repeat's values, standard errors of the first's)."""
+    def found(self, references: Mapping[str, Measured]) -> Found:
+        """What the measures say of each repeat."""
         repeats = [self.repeat(number, references) for number in range(self.order.repeats)]
-        found = [_all(m.values(evidence) for m in self.measures) for evidence in repeats]
+        values = [_all(m.values(evidence) for m in self.measures) for evidence in repeats]
         replicates = replicates_of(self.protocol, self.asked)
-        return found, _all(m.errors(repeats[0], replicates) for m in self.measures)
+        errors = _all(m.errors(repeats[0], replicates) for m in self.measures)
+        details = {m.name: how for m in self.measures if (how := m.details(repeats[0]))}
+        on = {name: m.on for m in self.measures if m.on for name in m.values(repeats[0])}
+        return Found(values, errors, details, on)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The values of each repeat; of the first, standard errors, how values were had, and by the
+    name of a value the key of the view or scorer that it was measured on.
+    """
+
+    repeats: list[Values]
+    errors: Values
+    details: dict[str, Any]
+    measured_on: dict[str, str]
 
 
 def _all(parts: Iterable[Values]) -> Values:
@@ -126,4 +176,5 @@ def groups_of(
         return None
     last = cut(order.num, order.repeats, order.batch_size)[-1]
     distance = lpips_distance(weights.get("lpips"), device)
-    return Groups(PROMPTS, EACH, distance, last)
+    distinct = len({json.dumps(told) for told in order.told_to(range(order.num)) or ()})
+    return Groups(min(PROMPTS, distinct), EACH, distance, last)

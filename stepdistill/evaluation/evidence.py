@@ -38,11 +38,6 @@ class Shards:
         """Samples."""
         return self.order.num
 
-    @property
-    def num_shards(self) -> int:
-        """How many blocks there are."""
-        return len(self.shards)
-
     def compared(self, view: View) -> Compared:
         """Its features beside the reference's: moments, streamed, and all where they are needed."""
         if view.key not in self._compared:
@@ -67,6 +62,11 @@ class Shards:
     def groups(self) -> Tensor:
         """The diversity of each prompt that was sampled several times."""
         return torch.cat([self.work.read(shard.number, GROUP) for shard in self.apart])
+
+    def group_sizes(self) -> dict[str, Any]:
+        """How many such prompts, and how often each was sampled."""
+        each = self.apart[0].end - self.apart[0].begin
+        return {"prompts": len(self.apart), "samples_of_each": each}
 
     def told(self) -> list[Any]:
         """What each sample is told."""

@@ -51,6 +51,10 @@ class ForeignPipeline:
             raise UserError(f"{type(self.pipeline).__name__} takes no guidance_scale: leave it out")
         return {"guidance_scale": scale}
 
+    def is_called_alone(self, steps: int) -> bool:
+        """Of several steps: where a foreign pipeline's later noise comes from is not known."""
+        return steps > 1
+
     def sample(
         self,
         told: Sequence[Any] | None,
@@ -65,7 +69,7 @@ class ForeignPipeline:
         Whether a pipeline draws later noise from its generators is not known: of several steps it
         is called once a sample, with torch's own generator at the sample's seed too.
         """
-        size, parts = 1 if alone and steps > 1 else batch_size, []
+        size, parts = 1 if alone and self.is_called_alone(steps) else batch_size, []
         for begin in range(0, len(seeds), size):
             own = seeds[begin : begin + size]
             given = {} if told is None else {"prompt": list(told[begin : begin + size])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..metrics.cmmd import cmmd
 from ..metrics.features import Features
 from ..metrics.frechet import frechet_distance
-from ..metrics.inception_score import inception_score, shuffled
+from ..metrics.inception_score import in_order, inception_score, shuffled
 from ..metrics.kid import kernel_distance
 from ..metrics.neighbours import Neighbours, neighbours
 from ..metrics.rows import BLOCK
@@ -36,6 +36,7 @@ class Compared:
     reference: Measured | None
     features: Features
     seed: int
+    _taken: dict[str, tuple[Values, dict[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def b(self) -> Measured:
@@ -52,6 +53,12 @@ class Compared:
         assert self.a.features is not None
         assert self.b.features is not None
         return self.a.features, self.b.features
+
+    def take(self, name: str, metric: Metric) -> tuple[Values, dict[str, Any]]:
+        """The values of a metric and how they were had, computed once."""
+        if name not in self._taken:
+            self._taken[name] = metric.values(self)
+        return self._taken[name]
 
     @cached_property
     def neighbours(self) -> Neighbours:
@@ -116,7 +123,16 @@ def _density_coverage(both: Compared) -> tuple[Values, dict[str, Any]]:
     return values, {"nearest": found.density_nearest}
 
 
-def _inception_score(both: Compared) -> tuple[Values, dict[str, Any]]:
+def _score_shuffled(both: Compared) -> tuple[Values, dict[str, Any]]:
+    count = both.a.statistics.count
+    return _inception_score(both, shuffled(count), "shuffled, as torch-fidelity")
+
+
+def _score_in_order(both: Compared) -> tuple[Values, dict[str, Any]]:
+    return _inception_score(both, in_order(both.a.statistics.count), "in order, as ADM")
+
+
+def _inception_score(both: Compared, split_of: Tensor, order: str) -> tuple[Values, dict[str, Any]]:
     if both.a.features is None:
         raise UserError(statistics_alone(both.a.record["path"]))
     if both.features.logits is None:
@@ -124,9 +140,8 @@ def _inception_score(both: Compared) -> tuple[Values, dict[str, Any]]:
             f"the {both.features.name} features have no classes: inception_score takes "
             "--features inception-tf or inception"
         )
-    split_of = shuffled(len(both.a.features))
     how = asdict(inception_score(_blocks(both.a.features), both.features.logits, split_of))
-    return {"inception_score": how.pop("mean")}, {**how, "order": "shuffled, as torch-fidelity"}
+    return {"inception_score": how.pop("mean")}, {**how, "order": order}
 
 
 def _blocks(features: Tensor) -> Iterator[Tensor]:
@@ -144,7 +159,7 @@ METRICS: dict[str, Metric] = {
     "precision_recall": Metric("by third neighbours, on --features", _precision_recall),
     "density_coverage": Metric("by fifth neighbours, on --features", _density_coverage),
     "inception_score": Metric(
-        "of A alone, on --features", _inception_score, (True, False), compares=False
+        "of A alone, on --features", _score_shuffled, (True, False), compares=False
     ),
     "fd_dinov2": Metric(
         "Frechet distance on DINOv2", _frechet("fd_dinov2"), (False, False), "dinov2"
@@ -157,6 +172,9 @@ METRICS: dict[str, Metric] = {
         is_patch=True,
     ),
 }
+
+
+SCORE_IN_ORDER = replace(METRICS["inception_score"], values=_score_in_order)
 
 
 def named(names: Sequence[str]) -> dict[str, Metric]:

@@ -7,7 +7,7 @@ not matter which process made them, nor when.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ..metrics.intervals import PARTS, frechet_error, split_statistics, standard
 from .image_metrics import METRICS, Compared, Metric
 from .views import View
 
+LPIPS = "lpips"  # the key of its network
 Values = dict[str, float]
 
 
@@ -26,10 +27,6 @@ class Evidence(Protocol):
     @property
     def num(self) -> int:
         """Samples."""
-
-    @property
-    def num_shards(self) -> int:
-        """How many blocks there are."""
 
     def compared(self, view: View) -> Compared:
         """Its features beside the reference's."""
@@ -42,6 +39,9 @@ class Evidence(Protocol):
 
     def groups(self) -> Tensor:
         """The diversity of each prompt that was sampled several times (P,)."""
+
+    def group_sizes(self) -> dict[str, Any]:
+        """How many such prompts, and how often each was sampled."""
 
     def told(self) -> list[Any]:
         """What each sample is told, in order."""
@@ -60,6 +60,11 @@ class Measure(ABC):
     scorer: str | None = None
 
     @property
+    def on(self) -> str | None:
+        """The key of the view or scorer that it is measured on."""
+        return self.scorer if self.view is None else self.view.key
+
+    @property
     def compares(self) -> bool:
         """Whether it needs a reference."""
         return False
@@ -75,6 +80,10 @@ class Measure(ABC):
 
     def errors(self, evidence: Evidence, replicates: int) -> Values:
         """Metric -> standard error, where one can be told; ``replicates`` of a bootstrap."""
+        return {}
+
+    def details(self, evidence: Evidence) -> dict[str, Any]:
+        """How the values were had, beyond what the measure always does."""
         return {}
 
     @property
@@ -108,19 +117,34 @@ class Comparison(Measure):
 
     def values(self, evidence: Evidence) -> Values:
         """The metric's."""
-        return self.metric.values(evidence.compared(self.seen))[0]
+        return evidence.compared(self.seen).take(self.name, self.metric)[0]
+
+    def details(self, evidence: Evidence) -> dict[str, Any]:
+        """The metric's."""
+        return evidence.compared(self.seen).take(self.name, self.metric)[1]
 
 
 class Frechet(Comparison):
-    """A Frechet distance, whose standard error a bootstrap over blocks tells."""
+    """A Frechet distance, whose standard error a bootstrap over parts of the samples tells."""
 
     def errors(self, evidence: Evidence, replicates: int) -> Values:
-        """Nothing without replicates, nor of fewer shards than the bootstrap takes parts."""
-        if not replicates or evidence.num_shards < PARTS:
+        """Nothing without replicates, nor of fewer than two samples a part."""
+        if not replicates or evidence.num < 2 * PARTS:
             return {}
         theirs = evidence.compared(self.seen).b.statistics
-        parts = split_statistics(evidence.blocks(self.seen))
+        parts = split_statistics(_in_turn(evidence.blocks(self.seen), PARTS), PARTS)
         return {self.name: frechet_error(parts, theirs, replicates)}
+
+
+def _in_turn(blocks: Iterable[Tensor], parts: int) -> Iterator[Tensor]:
+    """Sample i goes to part i mod ``parts``, however the blocks are cut: of each block one piece a
+    part, in the order of the parts.
+    """
+    first = 0
+    for block in blocks:
+        for part in range(parts):
+            yield block[(part - first) % parts :: parts]
+        first += len(block)
 
 
 def comparison(name: str, view: View, about: str = "") -> Measure:
@@ -142,8 +166,21 @@ class MeanScore(Measure):
         return {self.name: standard_error(evidence.scores(self.scored))}
 
 
+class ClippedMean(MeanScore):
+    """The mean, or 0 where it is below: torchmetrics' CLIPScore."""
+
+    def values(self, evidence: Evidence) -> Values:
+        """In float64."""
+        return {name: max(0.0, value) for name, value in super().values(evidence).items()}
+
+
 class PromptDiversity(Measure):
     """The mean LPIPS distance of two samples of one prompt, over prompts."""
+
+    @property
+    def on(self) -> str:
+        """LPIPS."""
+        return LPIPS
 
     def values(self, evidence: Evidence) -> Values:
         """Of the prompts that were sampled several times."""
@@ -152,3 +189,7 @@ class PromptDiversity(Measure):
     def errors(self, evidence: Evidence, replicates: int) -> Values:
         """Of the mean over prompts."""
         return {self.name: standard_error(evidence.groups())}
+
+    def details(self, evidence: Evidence) -> dict[str, Any]:
+        """How many prompts, and samples of each."""
+        return evidence.group_sizes()

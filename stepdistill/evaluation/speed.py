@@ -12,28 +12,29 @@ import torch
 from .engine import Order
 from .provenance import device_name, peak_memory
 from .subject import Subject
-from .work import Shard, WorkFolder
 
 ROUNDS = 3
 
 
 def speed(
-    subject: Subject, order: Order, work: WorkFolder, shards: Sequence[Shard], device: torch.device
+    subject: Subject, order: Order, facts: Sequence[dict[str, Any]], device: torch.device
 ) -> dict[str, Any]:
     """Milliseconds an image of whole calls, their network calls, and the peak of memory.
 
-    ``ms_per_image`` is the median over the evaluation's whole batches, its first left out where
-    there are more; ``ms_one_image`` the median of calls for one image.
+    ``ms_per_image`` is the median over the evaluation's largest batches, its first left out where
+    there are more; ``batch_size`` are the images of one call in it. ``ms_one_image`` is the median
+    of calls for one image.
     """
-    timed = [tuple(one) for shard in shards for one in work.facts(shard.number)["seconds"]]
-    full = [seconds for count, seconds in timed if count == order.batch_size]
+    timed = [(count, seconds) for fact in facts for count, seconds in fact["seconds"]]
+    largest = max(count for count, _ in timed)
+    full = [seconds for count, seconds in timed if count == largest]
     kept = full[1:] or full
     alone, calls = _one_image(subject, order)
     peak, of = peak_memory(device)
     return {
         "calls": calls,
-        "ms_per_image": 1000 * statistics.median(kept) / order.batch_size if kept else None,
-        "batch_size": order.batch_size,
+        "ms_per_image": 1000 * statistics.median(kept) / largest,
+        "batch_size": 1 if subject.model.is_called_alone(subject.steps) else largest,
         "ms_one_image": 1000 * alone,
         "device": device_name(device),
         "peak_memory_bytes": peak,

@@ -21,6 +21,8 @@ from ..students import load_student
 from .foreign import load_foreign
 
 NETWORKS = ("unet", "transformer", "transformer_2", "prior")  # what a network call is a call of
+WEIGHTS = (".safetensors", ".bin")
+CONFIGS = (".json", ".txt", ".model", ".py")  # scheduler, tokenizer, and what travels with them
 Role = Literal["student", "teacher", "other"]
 
 
@@ -48,6 +50,9 @@ class Sampled(Protocol):
 
     def guidance(self, scale: float | None, anyway: bool = False) -> dict[str, Any]:
         """The arguments for a guidance scale. UserError where it does not apply."""
+
+    def is_called_alone(self, steps: int) -> bool:
+        """Whether each sample takes a call of its own, so as not to depend on the batch."""
 
     def sample(
         self,
@@ -79,6 +84,12 @@ class Subject:
         return x0[:, :, x0.shape[2] // 2] if x0.ndim == 5 else x0
 
     @property
+    def of_videos(self) -> bool:
+        """Whether its samples are videos."""
+        family = getattr(self.model, "family", None)
+        return family is not None and "video" in family.card.task
+
+    @property
     def guidance_scale(self) -> float | None:
         """The scale that it samples with: what was asked for, or its pipeline's default; None for
         a student, whose guidance is inside it, and for pipelines without.
@@ -91,8 +102,11 @@ class Subject:
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of its weight files, by their place in the folder."""
+        return self._hashes(WEIGHTS)
+
+    def _hashes(self, suffixes: Sequence[str]) -> dict[str, str]:
         files = [self.folder] if self.folder.is_file() else sorted(self.folder.rglob("*"))
-        kept = [file for file in files if file.suffix in (".safetensors", ".bin")]
+        kept = [file for file in files if file.suffix in suffixes]
         return {f.name if f == self.folder else _below(f, self.folder): digest(f) for f in kept}
 
     def record(self) -> dict[str, Any]:
@@ -103,6 +117,7 @@ class Subject:
             "pipeline": type(self.model.pipeline).__name__,
             "role": self.role,
             "sha256": self.weights(),
+            "config_sha256": self._hashes(CONFIGS),
         }
 
     @contextmanager

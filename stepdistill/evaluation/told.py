@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data.digits import stratified_labels
@@ -57,6 +58,12 @@ def labels_in_proportion(proportions: Tensor, num: int) -> Told:
     """Classes in exact proportion to ``proportions`` (K,), mixed evenly."""
     labels = stratified_labels(proportions, num).tolist()
     return Told("classes in the data's proportions", lambda place, seed: labels[place])
+
+
+def labels_equally_often(num_classes: int, num: int) -> Told:
+    """Each of K classes equally often, mixed evenly."""
+    labels = stratified_labels(torch.ones(num_classes), num).tolist()
+    return Told(f"{num_classes} classes equally often", lambda place, seed: labels[place])
 
 
 def prompts_in_turn(prompts: Sequence[str]) -> Told:

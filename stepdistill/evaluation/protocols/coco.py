@@ -35,18 +35,19 @@ IMAGES_2017 = Asset(
     "http://images.cocodataset.org/zips/val2017.zip",
     option="--reference",
 )
+COCO_10K = "https://huggingface.co/tianweiy/DMD2/tree/main/data/coco"
 CAPTIONS_10K = Asset(
     "10,000 captions of DMD2's SDXL evaluation",
-    "all_prompts.pkl",
+    "all_prompts.pkl of coco10k.zip",
     "STEPDISTILL_COCO10K_PROMPTS",
-    "tianweiy/DMD2",
+    COCO_10K,
     option="--prompts",
 )
 IMAGES_10K = Asset(
     "10,000 real images of DMD2's SDXL evaluation",
-    "subset",
+    "subset, a folder of coco10k.zip",
     "STEPDISTILL_COCO10K_REFERENCE",
-    "tianweiy/DMD2",
+    COCO_10K,
     option="--reference",
 )
 BY_IMAGE = (
@@ -103,6 +104,7 @@ def coco2017_5k() -> Protocol:
         notes=(
             "5,000 samples raise a Frechet distance: compare with 5,000 alone",
             "which caption of an image is used is the file's choice; its hash is told_sha256",
+            "photographs are not square, and clean-fid's resize to 299x299 stretches them",
         ),
     )
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..told import Told, labels_in_proportion
+from ..told import NOTHING, Told, labels_equally_often
 from ..views import View
 from .general import image_measures, text_measures
 from .protocol import Protocol
 
 
-def _equally_often(num_classes: int, num: int) -> Told:
-    return labels_in_proportion(torch.ones(num_classes), num)
+def _labels(num_classes: int | None, num: int) -> Told:
+    return NOTHING if num_classes is None else labels_equally_often(num_classes, num)
 
 
 def custom(extractor: str = "inception", size: int | None = None) -> Protocol:
@@ -24,5 +22,5 @@ def custom(extractor: str = "inception", size: int | None = None) -> Protocol:
         kind="any",
         measures={**image_measures(View(extractor, size)), **text_measures()},
         default=("fid",),
-        labels=_equally_often,
+        labels=_labels,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ...assets import Asset
-from ..told import Told, labels_by_seed
+from ..image_metrics import SCORE_IN_ORDER
+from ..measures import Comparison
+from ..told import NOTHING, Told, labels_by_seed
 from ..views import View
 from .general import image_measures
 from .protocol import Protocol
@@ -13,8 +15,8 @@ EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
 
 
-def _labels(num_classes: int, num: int) -> Told:
-    return labels_by_seed(num_classes)
+def _labels(num_classes: int | None, num: int) -> Told:
+    return NOTHING if num_classes is None else labels_by_seed(num_classes)
 
 
 def _edm(name: str, about: str, file: str, side: int) -> Protocol:
@@ -64,7 +66,12 @@ def imagenet256_adm() -> Protocol:
         source="Dhariwal and Nichol 2021, the program evaluator.py of openai/guided-diffusion",
         num=50_000,
         kind="class",
-        measures=image_measures(TENSORFLOW),
+        measures={
+            **image_measures(TENSORFLOW),
+            "inception_score": Comparison(
+                "inception_score", "of parts in order", TENSORFLOW, metric=SCORE_IN_ORDER
+            ),
+        },
         default=("fid", "inception_score", "precision_recall"),
         labels=_labels,
         reference=Asset(
@@ -79,6 +86,8 @@ def imagenet256_adm() -> Protocol:
         image_size=256,
         notes=(
             "ADM runs TensorFlow's graph; these are its weights as a PyTorch file",
+            "pixels are rounded to 8 bits, as diffusers' pipelines do; ADM cuts the fraction off",
+            "neighbours' distances are taken in float64, ADM's in half precision",
             "sFID, which ADM reports too, is not measured",
         ),
     )

@@ -26,12 +26,12 @@ class Protocol:
 
     ``source`` is whose numbers it stands beside and ``notes`` say what is known to differ from
     theirs. ``num`` is the published count, ``kind`` what models it is for. ``labels`` chooses the
-    classes of ``num`` samples where models are told by class, ``prompts`` is the file of prompts
-    where they are told by text. ``reference`` is a file or folder that someone must have, or one
-    that comes along. ``image_size`` is the side of the samples, None for any. ``measures`` are all
-    that may be asked for by name, ``default`` those that are measured unless told otherwise.
-    ``minimum_of`` is the number of repeats whose least value the source reports; ``replicates`` of
-    a bootstrap are taken by default.
+    classes of ``num`` samples of a model of K classes, or of None; ``prompts`` is the file of
+    prompts where they are told by text. ``reference`` is a file or folder that someone must have,
+    or one that comes along. ``image_size`` is the side of the samples, None for any. ``measures``
+    are all that may be asked for by name, ``default`` those that are measured unless told
+    otherwise. ``minimum_of`` is the number of repeats whose least value the source reports;
+    ``replicates`` of a bootstrap are taken by default.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Protocol:
     kind: Literal["class", "text", "any"]
     measures: Mapping[str, Measure]
     default: tuple[str, ...]
-    labels: Callable[[int, int], Told] | None = None
+    labels: Callable[[int | None, int], Told] | None = None
     prompts: Asset | tuple[str, ...] | None = None
     reference: Asset | Callable[[], Reference] | None = None
     image_size: int | None = None

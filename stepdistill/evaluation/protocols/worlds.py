@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...data.captioned_digits import evaluation_prompts
 from ...data.digits import NUM_CLASSES
+from ...errors import UserError
 from ...metrics.quality import digits_reference
 from .. import world_measures as world
 from ..measures import Measure, comparison
-from ..told import NOTHING, Told, labels_in_proportion
+from ..told import Told, labels_in_proportion
 from ..views import View
 from .protocol import Protocol
 
@@ -15,10 +16,14 @@ DIGITS_VIEW, SCENES_VIEW = View("digits"), View("scenes")
 OF_FEATURES = ("kid", "precision_recall", "density_coverage")
 
 
-def _labels(num_classes: int, num: int) -> Told:
-    """In the proportions of the digits; a model of other classes is told them equally often."""
+def _labels(num_classes: int | None, num: int) -> Told:
+    """In the proportions of the digits. UserError for a model of other classes, or of none."""
     if num_classes != NUM_CLASSES:
-        return NOTHING
+        told = "none" if num_classes is None else f"{num_classes}"
+        raise UserError(
+            f"digits measures models of {NUM_CLASSES} classes, and this one has {told}: take "
+            "--protocol custom --features digits with a reference of your own"
+        )
     return labels_in_proportion(digits_reference()[1].proportions, num)
 
 
