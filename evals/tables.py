@@ -20,6 +20,8 @@ from stepdistill.errors import UserError
 
 FAMILIES = "families.json"  # written by ``make families``
 MEMORY = "memory.json"  # written by stepdistill.evals.memory_record
+DISTANCE = "distance.json"  # by stepdistill.evals.distance_record
+DECODING = "decoding.json"  # by stepdistill.evals.decode_record
 TEXT = ("digits-t2i.json", "digits-flow.json")  # by stepdistill.evals.caption_students
 
 
@@ -116,6 +118,19 @@ def memory_tables(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def distance_sentence(record: dict[str, Any]) -> str:
+    """What the Frechet distance takes, beside SciPy's root, and the most memory at any count."""
+    first = record["sets"][0]
+    most = max(record["sets"], key=lambda one: int(one["count"]))
+    peak = max(one["peak_bytes"] for one in record["sets"]) / 1e9
+    return (
+        f"Of {first['count']:,} samples of {record['size']:,} features, on {record['threads']} "
+        f"threads, SciPy's root of the covariances takes {first['scipy']['times_ours']:.1f} times "
+        f"as long as the whole distance here; the process held {peak:.2f} GB at most, also for "
+        f"{most['count']:,} samples."
+    )
+
+
 def text_table(records: list[dict[str, Any]]) -> str:
     """Text-to-image teachers at their two best guidances, and their students by calls."""
     lines = [
@@ -158,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Put each table between its markers."""
     options = parse("stepdistill.evals.tables", (Options,), {}, arguments).get(Options)
     records = Path(options.records)
-    others = (FAMILIES, MEMORY, *TEXT)
+    others = (FAMILIES, MEMORY, DISTANCE, DECODING, *TEXT)
     paths = sorted(path for path in records.glob("*.json") if path.name not in others)
     if not paths:
         raise UserError(f"{options.records} holds no records")
@@ -168,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "results": results_table([json.loads(path.read_text()) for path in paths]),
         "families": families_table(json.loads((records / FAMILIES).read_text())),
         "text": text_table([json.loads((records / name).read_text()) for name in TEXT]),
+        "distance": distance_sentence(json.loads((records / DISTANCE).read_text())),
         "memory": memory_tables(json.loads((records / MEMORY).read_text())),
     }
     for name, rendered in tables.items():

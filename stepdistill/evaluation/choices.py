@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..assets import Asset, find
+from ..assets import Asset, check, find
 from ..errors import UserError
 from ..metrics.features import Features
 from ..parser import nearest
@@ -79,6 +79,7 @@ def prompts_of(protocol: Protocol, asked: Asked) -> tuple[str, ...]:
             raise UserError(f"{protocol.name} measures its own prompts: leave --prompts out")
         return protocol.prompts
     if asked.prompts is not None:
+        _check(protocol.prompts, asked.prompts)
         return prompts_in(asked.prompts)
     if protocol.prompts is None:
         raise UserError(f"{protocol.name} has no prompts of its own: give --prompts FILE")
@@ -91,6 +92,8 @@ def opened(protocol: Protocol, asked: Asked, measures: Sequence[Measure]) -> lis
         return []
     how = Reading(skip_corrupt=asked.skip_corrupt)
     if asked.reference:
+        for one in asked.reference:
+            _check(protocol.reference, one)
         return [load_reference(Path(one), how) for one in asked.reference]
     if isinstance(protocol.reference, Asset):
         return [load_reference(place_of(protocol.reference), how)]
@@ -143,6 +146,12 @@ def _taken(
             return {}
     alone = [_taken(reference, {key: want}, reasons) for key, want in wants.items()]
     return {key: own for part in alone for key, own in part.items()}
+
+
+def _check(asset: object, given: str) -> None:
+    """UserError for a file of the published name that has not the published hash."""
+    if isinstance(asset, Asset) and Path(given).is_file():
+        check(asset, Path(given))
 
 
 def replicates_of(protocol: Protocol, asked: Asked) -> int:

@@ -105,19 +105,21 @@ class Engine:
     def _shard(self, shard: Shard, bar: tqdm[Any]) -> None:
         parts: dict[str, list[Tensor]] = {}
         seconds: list[tuple[int, float]] = []
-        size = 0
+        size = peak = 0
         for rows in shard.batches(self.order.batch_size):
             told = self.order.told_to(rows)
+            self._forget_peak()
             began = self._now()
             x0 = self.subject.sample(told, self.order.seeds(rows))
             seconds.append((len(rows), self._now() - began))
+            peak = max(peak, self._peak_bytes())
             pixels = self._pixels(x0, rows)
             size = pixels.shape[1]
             for name, found in self._seen(pixels, told).items():
                 parts.setdefault(name, []).append(found.float().cpu())
             self._keep(pixels, rows)
             bar.update(len(rows))
-        facts = {"seconds": seconds, "image_size": size}
+        facts = {"seconds": seconds, "image_size": size, "peak_bytes": peak}
         self.work.write(shard.number, {k: torch.cat(v) for k, v in parts.items()}, facts)
 
     def _group(self, shard: Shard) -> None:
@@ -176,6 +178,16 @@ class Engine:
         if self.state.device.type == "cuda":
             torch.cuda.synchronize(self.state.device)
         return time.perf_counter()
+
+    def _forget_peak(self) -> None:
+        if self.state.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.state.device)
+
+    def _peak_bytes(self) -> int:
+        """The most that a GPU has held since it was forgotten; 0 elsewhere."""
+        if self.state.device.type != "cuda":
+            return 0
+        return torch.cuda.max_memory_allocated(self.state.device)
 
 
 def _colour(pixels: Pixels) -> Pixels:

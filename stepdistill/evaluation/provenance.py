@@ -51,10 +51,10 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def peak_memory(device: torch.device) -> tuple[int, str]:
-    """(bytes, of what): torch's allocator on a GPU, else the process's resident memory."""
+def peak_memory(device: torch.device, sampling: int) -> tuple[int, str]:
+    """(bytes, of what): on a GPU the peak while ``sampling``, else all of this process's."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), "torch's allocator on the GPU"
+        return sampling, "torch's allocator while sampling, with the extractors' weights"
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     unit = 1 if platform.system() == "Darwin" else 1024
-    return resident * unit, "resident memory of the first process"
+    return resident * unit, "all of the first process, its libraries and extractors too"

@@ -30,7 +30,7 @@ def speed(
     full = [seconds for count, seconds in timed if count == largest]
     kept = full[1:] or full
     alone, calls = _one_image(subject, order)
-    peak, of = peak_memory(device)
+    peak, of = peak_memory(device, max(fact.get("peak_bytes", 0) for fact in facts))
     return {
         "calls": calls,
         "ms_per_image": 1000 * statistics.median(kept) / largest,
