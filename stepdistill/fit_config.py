@@ -36,7 +36,7 @@ class FitConfig:
     keep: int = 2  # newest checkpoints kept, beside the best
     sample_every: int = 0  # iterations between grids of fixed seeds; 0: never
     evaluate_every: int = 0  # iterations between measurements; 0: never
-    best_metric: str | None = None  # that the best checkpoint has; default: fid or teacher_distance
+    best_metric: str | None = None  # that the best checkpoint has; default: the first distance
     diversity_alarm: float = 0.5  # the diversity below which an alarm is told; 0: never
     stop_after: int = 0  # measurements in a row without a better one that end the run; 0: never
     stop_margin: float = 0.0  # the part of best_metric that counts as better

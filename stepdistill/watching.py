@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .errors import NonFiniteError, UserError
 from .fit_config import FitConfig
+from .metrics.metric_names import HIGHER, LOWER, named, of_teacher
 from .progress import Progress
 from .runs import RunFolder, read_metrics
 
@@ -26,9 +27,12 @@ Metrics = Mapping[str, float]
 MEASURED = "eval/"  # how metrics.jsonl marks what was measured
 SECONDS, ALARM = "seconds", "diversity_alarm"  # beside it: how long it took, and 1 at an alarm
 STOPPED = "stopped"  # of a line of its own: why the run has ended before its last iteration
-DISTANCES = ("fid", "teacher_distance")  # the first that is measured decides unless told otherwise
-# a metric whose name ends so is the better the higher it is; any other the lower
-HIGHER = ("accuracy", "score", "diversity", "precision", "recall", "density", "coverage")
+# the first that is measured decides unless told otherwise
+DISTANCES = tuple(
+    own
+    for name in ("fid", "fd_dinov2", "cmmd", "kid", "patch_fid")
+    for own in (name, of_teacher(name))
+)
 
 
 class Watch:
@@ -84,12 +88,11 @@ class Watch:
             return ""
         if stalled([s for s in scores if s is not None], config.stop_margin) < config.stop_after:
             return ""
-        name = chosen(self.history[-1], config.best_metric)
-        verb = "raise" if name and name.endswith(HIGHER) else "lower"
+        name = str(chosen(self.history[-1], config.best_metric))
         margin = f" by more than {config.stop_margin:.3g} of it" if config.stop_margin else ""
         return (
             f"stopped at iteration {iteration:,} of {config.max_steps:,}: {config.stop_after} "
-            f"measurements in a row did not {verb} {name}{margin}"
+            f"measurements in a row did not {improve(name)}{margin}"
         )
 
     def end(self, iteration: int) -> str:
@@ -118,6 +121,12 @@ def check_metrics(config: FitConfig, names: Collection[str]) -> None:
     listed = ", ".join(names)
     if config.best_metric is not None and config.best_metric not in names:
         raise UserError(f"best_metric={config.best_metric} is not measured: there is {listed}")
+    if config.best_metric is not None and named(config.best_metric).goal is None:
+        known = ", ".join(name for name in names if named(name).goal is not None)
+        raise UserError(
+            f"best_metric={config.best_metric} cannot decide, as it is not known which way it gets "
+            f"better: set it to {known or 'a metric whose direction is known, such as fid'}"
+        )
     if config.stop_after and chosen(names, config.best_metric) is None:
         raise UserError(f"stop_after needs a metric to go by: set best_metric, to one of {listed}")
 
@@ -130,12 +139,18 @@ def chosen(names: Collection[str], best_metric: str | None) -> str | None:
 
 
 def score(metrics: Metrics, best_metric: str | None) -> float | None:
-    """The metric that decides, turned round if higher is better: the lower, the better."""
+    """How far the metric that decides is from the best there is: the lower, the better."""
     name = chosen(metrics, best_metric)
     value = None if name is None else metrics.get(name)
-    if value is None or name is None:
-        return None
-    return -value if name.endswith(HIGHER) else value
+    return None if value is None or name is None else named(name).shortfall(value)
+
+
+def improve(name: str) -> str:
+    """What a better student would do to the metric, in words."""
+    words = {LOWER: f"lower {name}", HIGHER: f"raise {name}"}
+    goal = named(name).goal
+    assert goal is not None
+    return words.get(goal, f"bring {name} nearer to {goal:g}")
 
 
 def stalled(scores: Sequence[float], margin: float) -> int:

@@ -27,16 +27,16 @@ from stepdistill.evaluation.comparing.estimates import (
     written,
 )
 from stepdistill.evaluation.comparing.front import Point, Tradeoff
-from stepdistill.evaluation.comparing.metric_names import (
+from stepdistill.evaluation.comparing.placing import FAR, Box, placed
+from stepdistill.evaluation.comparing.records import read_records
+from stepdistill.evaluation.comparing.tables import Table, tables
+from stepdistill.metrics.metric_names import (
     HIGHER,
     LOWER,
     METRICS,
     in_order,
     named,
 )
-from stepdistill.evaluation.comparing.placing import FAR, Box, placed
-from stepdistill.evaluation.comparing.records import read_records
-from stepdistill.evaluation.comparing.tables import Table, tables
 from stepdistill.parser import words_together
 
 FID = METRICS["fid"]

@@ -62,12 +62,17 @@ def test_measurements_without_improvement(scores: list[float], margin: float, si
 
 
 def test_which_way_is_better() -> None:
-    """Distances fall, accuracies, scores and diversity rise; a distance decides by default."""
+    """Distances fall, accuracies and scores rise, diversity nears 1; a distance decides by
+    default."""
     metrics = {"class_accuracy": 90.0, "fid": 3.0, "teacher_distance": 2.0, "diversity": 0.7}
     assert score(metrics, None) == 3.0
     assert score({k: v for k, v in metrics.items() if k != "fid"}, None) == 2.0
     assert score(metrics, "class_accuracy") == -90.0
-    assert score(metrics, "diversity") == -0.7
+    assert score(metrics, "diversity") == pytest.approx(0.3)
+    assert score({"diversity": 1.2}, "diversity") == pytest.approx(0.2)
+    assert score({"teacher_kid": -0.1, "teacher_recall": 0.5}, "teacher_recall") == -0.5
+    assert score({"hpsv2": 0.2, "teacher_recall": 0.5}, None) is None
+    assert score({"teacher_kid": -0.1, "teacher_recall": 0.5}, None) == -0.1
     assert score({"clip_score": 30.0, "cmmd": 1.0}, "cmmd") == 1.0
     assert score({"clip_score": 30.0}, None) is None
 
@@ -176,6 +181,23 @@ def test_a_higher_metric_may_decide(tmp_path: Path) -> None:
         falling(tmp_path, max_steps=10)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("diversity", "bring diversity nearer to 1"),
+        ("recall", "raise recall"),
+        ("kid", "lower kid"),
+    ],
+)
+def test_the_end_says_which_way_is_better(tmp_path: Path, name: str, says: str) -> None:
+    """A metric that gets worse, each in its own way, ends the run at its second measurement."""
+    worse = iter([0.5, 0.6, 0.7] if name == "kid" else [0.5, 0.4, 0.3])
+    given = {"evaluate": lambda: {name: next(worse)}, "diversity_alarm": 0.0}
+    result = falling(tmp_path, stop_after=1, best_metric=name, **given)
+    assert result.iteration == 4
+    assert result.stopped.endswith(f"1 measurements in a row did not {says}")
+
+
 def test_the_alarm_is_said_and_logged_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +234,8 @@ def test_mistakes(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="best_metric=kid is not measured: there is fid, diver"):
         falling(tmp_path / "other", best_metric="kid")
+    with pytest.raises(UserError, match=r"best_metric=lpips cannot decide.*: set it to kid$"):
+        falling(tmp_path / "lpips", best_metric="lpips", evaluate=lambda: {"kid": 1.0, "lpips": 1})
     with pytest.raises(UserError, match="stop_after needs a metric to go by"):
         falling(tmp_path / "none", stop_after=1, evaluate=lambda: {"lpips": 1.0})
     with pytest.raises(NonFiniteError, match="iteration 2 is NaN or Inf"):

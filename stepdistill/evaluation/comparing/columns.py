@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...metrics.metric_names import MEMORY, SPEED, Metric, in_order
 from .estimates import Estimate, told_apart
-from .metric_names import MEMORY, SPEED, Metric, in_order
 from .rows import Row
 
 BEST, LEVEL = "best", "not distinguishable from the best"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...metrics.metric_names import Metric
 from .estimates import Estimate
-from .metric_names import Metric
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ...metrics.metric_names import MS, MS_ONE, Metric
 from ...pages import environment
 from .columns import Column
 from .drawing import draw
 from .facts import short
 from .front import Point, Tradeoff
-from .metric_names import MS, MS_ONE, Metric
 from .printed import heading
 from .records import Record
 from .samples import Grid, grid

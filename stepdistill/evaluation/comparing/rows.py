@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from ...errors import UserError
+from ...metrics.metric_names import MEMORY, MS, MS_ONE, named
 from .estimates import Estimate, from_error, over_seeds
 from .labels import labels
-from .metric_names import MEMORY, MS, MS_ONE, named
 from .records import Record
 from .schema import finite
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...metrics.metric_names import MS
 from .columns import BEST, LEVEL, Column, listed, metric_columns, place, speed_columns
 from .estimates import plain, written
 from .facts import Section, sections
-from .metric_names import MS
 from .records import Record
 from .rows import Row, rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOWER, HIGHER = -math.inf, math.inf
 
@@ -204,6 +204,30 @@ METRICS = {
             OURS,
         ),
     )
+}
+OF_TEACHER = (
+    "comparisons during training where there is no reference: stands beside no paper's numbers"
+)
+_COMPARISONS = (
+    *("fid", "patch_fid", "fd_dinov2", "kid", "cmmd"),
+    *("precision", "recall", "density", "coverage"),
+)
+
+
+def of_teacher(name: str) -> str:
+    """What a comparison is called where the teacher's own samples are the reference."""
+    return "teacher_distance" if name == "fid" else f"teacher_{name}"
+
+
+METRICS |= {
+    of_teacher(name): replace(
+        METRICS[name],
+        name=of_teacher(name),
+        label=f"{METRICS[name].label} to the teacher",
+        meaning=f"{METRICS[name].meaning}, with the teacher's own samples as the reference",
+        convention=OF_TEACHER,
+    )
+    for name in _COMPARISONS
 }
 MS = Metric("ms_per_image", "ms an image", LOWER, "milliseconds, of whole calls", "")
 MS_ONE = Metric("ms_one_image", "ms of one image", LOWER, "milliseconds, batch of one", "")
