@@ -20,10 +20,9 @@ from pathlib import Path
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.errors import UserError
 from stepdistill.evaluation.asked import check_least, sampling_of, writable
 from stepdistill.evaluation.comparison import compare_images, describe, looks, write_record
-from stepdistill.evaluation.image_metrics import METRICS, named
+from stepdistill.evaluation.image_metrics import METRICS, check_extractor, named
 from stepdistill.evaluation.sources import open_pair
 
 NOTE = "Metrics: " + "; ".join(f"{name}, {own.about}" for name, own in METRICS.items()) + "."
@@ -84,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pair = open_pair(options.a, options.b, how)
     digits = any(source.of_digits for source in pair)
     features = options.features or ("digits" if digits else "inception")
-    if features in ("dinov2", "clip-336") and {"fid", "patch_fid"} & set(names):
-        raise UserError(f"fid is not of {features} features: take --metrics fd_dinov2, kid, cmmd")
+    check_extractor(names, features)
     through = looks(metrics, features, options.weights, how.device, options.size, options.patch)
     record = compare_images(pair, metrics, through, options.seed)
     print(describe(record))

@@ -13,7 +13,7 @@ command again goes on where a killed one was. ``stepdistill eval images``, ``ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from stepdistill.evaluation.record import (
     write_record,
 )
 from stepdistill.evaluation.subject import load_subject
+from stepdistill.evaluation.weights import named_weights
 from stepdistill.teachers import DTYPES
 
 
@@ -176,17 +177,6 @@ def asked_of(options: Options) -> Asked:
         images=None if options.images is None else Path(options.images),
         replicates=options.bootstrap,
     )
-
-
-def named_weights(given: Sequence[str]) -> Mapping[str, str]:
-    """NAME=PATH -> {name: path}. UserError for another form."""
-    found = {}
-    for one in given:
-        name, equals, path = one.partition("=")
-        if not equals or not path:
-            raise UserError(f"weights are given as NAME=PATH, such as inception=FILE, got {one}")
-        found[name] = path
-    return found
 
 
 def check_output(path: Path) -> None:

@@ -242,7 +242,7 @@ def test_mistakes(
         ((a, b, "--metrics", "fid,kdi"), "there is no metric kdi. Did you mean kid?"),
         ((a, b, "--metrics", ""), "metrics is empty"),
         ((a, b, "--features", "incepton"), "did you mean inception"),
-        ((a, b, "--features", "dinov2"), "fid is not of dinov2 features: take --metrics fd_dinov2"),
+        ((a, b, "--features", "dinov2"), "fid is not of dinov2 features: take the metrics"),
         ((a, b, "--batch_size", "0"), "batch_size must be at least 1, got 0"),
         ((a, b, "--workers", "0"), "workers must be at least 1, got 0"),
         ((a, b, "--size", "0"), "size must be at least 1, got 0"),

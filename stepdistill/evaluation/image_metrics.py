@@ -14,9 +14,9 @@ from ..errors import UserError
 from ..metrics.cmmd import cmmd
 from ..metrics.features import Features
 from ..metrics.frechet import frechet_distance
-from ..metrics.inception_score import in_order, inception_score, shuffled
+from ..metrics.inception_score import SPLITS, in_order, inception_score, shuffled
 from ..metrics.kid import kernel_distance
-from ..metrics.neighbours import Neighbours, neighbours
+from ..metrics.neighbours import DENSITY_NEAREST, Neighbours, neighbours
 from ..metrics.rows import BLOCK
 from .measuring import Measured
 from .views import View
@@ -70,7 +70,8 @@ class Compared:
 class Metric:
     """``values`` gives the metrics of a record and what else tells how they were had; ``keeps``
     says whether it needs the features of A and of B, ``compares`` whether it needs B at all;
-    ``extractor`` is None for the chosen one."""
+    ``extractor`` is None for the chosen one. It takes ``least`` samples, and gives ``gives``, if
+    that is not its own name."""
 
     about: str
     values: Callable[[Compared], tuple[Values, dict[str, Any]]]
@@ -78,6 +79,8 @@ class Metric:
     extractor: str | None = None
     is_patch: bool = False
     compares: bool = True
+    least: int = 2
+    gives: tuple[str, ...] = ()
 
     @property
     def gaussian(self) -> bool:
@@ -135,13 +138,18 @@ def _score_in_order(both: Compared) -> tuple[Values, dict[str, Any]]:
 def _inception_score(both: Compared, split_of: Tensor, order: str) -> tuple[Values, dict[str, Any]]:
     if both.a.features is None:
         raise UserError(statistics_alone(both.a.record["path"]))
-    if both.features.logits is None:
+    how = asdict(inception_score(_blocks(both.a.features), classes_of(both.features), split_of))
+    return {"inception_score": how.pop("mean")}, {**how, "order": order}
+
+
+def classes_of(features: Features) -> Tensor:
+    """What makes logits of them. UserError where there are no classes."""
+    if features.logits is None:
         raise UserError(
-            f"the {both.features.name} features have no classes: inception_score takes "
+            f"the {features.name} features have no classes: inception_score takes "
             "--features inception-tf or inception"
         )
-    how = asdict(inception_score(_blocks(both.a.features), both.features.logits, split_of))
-    return {"inception_score": how.pop("mean")}, {**how, "order": order}
+    return features.logits
 
 
 def _blocks(features: Tensor) -> Iterator[Tensor]:
@@ -156,10 +164,24 @@ def _cmmd(both: Compared) -> tuple[Values, dict[str, Any]]:
 METRICS: dict[str, Metric] = {
     "fid": Metric("Frechet distance on --features", _frechet("fid"), (False, False)),
     "kid": Metric("kernel distance on --features", _kernel),
-    "precision_recall": Metric("by third neighbours, on --features", _precision_recall),
-    "density_coverage": Metric("by fifth neighbours, on --features", _density_coverage),
+    "precision_recall": Metric(
+        "by third neighbours, on --features",
+        _precision_recall,
+        least=DENSITY_NEAREST + 1,  # both are of one pass
+        gives=("precision", "recall"),
+    ),
+    "density_coverage": Metric(
+        "by fifth neighbours, on --features",
+        _density_coverage,
+        least=DENSITY_NEAREST + 1,
+        gives=("density", "coverage"),
+    ),
     "inception_score": Metric(
-        "of A alone, on --features", _score_shuffled, (True, False), compares=False
+        "of A alone, on --features",
+        _score_shuffled,
+        (True, False),
+        compares=False,
+        least=SPLITS,
     ),
     "fd_dinov2": Metric(
         "Frechet distance on DINOv2", _frechet("fd_dinov2"), (False, False), "dinov2"
@@ -187,6 +209,14 @@ def named(names: Sequence[str]) -> dict[str, Metric]:
     if not names:
         raise UserError(f"metrics is empty: name some of {_listed()}, with commas between")
     return {name: METRICS[name] for name in names}
+
+
+def check_extractor(names: Sequence[str], extractor: str) -> None:
+    """UserError for a FID on features that no FID is of."""
+    if extractor in ("dinov2", "clip-336") and {"fid", "patch_fid"} & set(names):
+        raise UserError(
+            f"fid is not of {extractor} features: take the metrics fd_dinov2, kid or cmmd"
+        )
 
 
 def _listed() -> str:

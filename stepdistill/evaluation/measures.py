@@ -154,12 +154,17 @@ def comparison(name: str, view: View, about: str = "") -> Measure:
     return kind(name, about or f"{metric.about.split(',')[0]}: {view.key}", view, metric=metric)
 
 
+def mean_score(scores: Tensor) -> float:
+    """Of scores (N,), in float64."""
+    return float(scores.double().mean())
+
+
 class MeanScore(Measure):
     """The mean of a score of single images."""
 
     def values(self, evidence: Evidence) -> Values:
         """In float64."""
-        return {self.name: float(evidence.scores(self.scored).double().mean())}
+        return {self.name: mean_score(evidence.scores(self.scored))}
 
     def errors(self, evidence: Evidence, replicates: int) -> Values:
         """Of the mean."""
