@@ -24,8 +24,11 @@ from torch import Tensor
 from stepdistill import checkpoint
 from stepdistill.data.digits import digits
 from stepdistill.distil import build_method, read_settings
-from stepdistill.distil.measuring import FILE, Measuring, student_sampler, teacher_sampler
+from stepdistill.distil.baseline import FILE
+from stepdistill.distil.measuring import Measuring
 from stepdistill.distil.options import DistilOptions, EvalOptions
+from stepdistill.distil.prepared import prepare_measuring
+from stepdistill.distil.seeing import student_sampler, teacher_sampler
 from stepdistill.distil.told import Order, Told, most_told
 from stepdistill.errors import NonFiniteError, StepDistillError
 from stepdistill.metrics.extractors.digits import digit_features
@@ -165,7 +168,7 @@ def test_the_distance_to_the_teacher_and_the_diversity(teacher: Path, trained: P
 def pictures(folder: Path, x0: Tensor) -> Path:
     """8x8 grey PNG files."""
     folder.mkdir()
-    for i, image in enumerate(((x0[:, 0] + 1) * 127.5).round().to(torch.uint8)):
+    for i, image in enumerate(((x0[:, 0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)):
         Image.fromarray(image.numpy()).save(folder / f"{i:04d}.png")
     return folder
 
@@ -204,7 +207,7 @@ def test_a_resumed_run_stops_where_the_straight_one_does(
     assert train(teacher, straight, *more, "--max_steps=20") == 0
     assert train(teacher, resumed, *more) == 0
     kept = (resumed / FILE).read_bytes()
-    module = importlib.import_module("stepdistill.distil.measuring")
+    module = importlib.import_module("stepdistill.distil.seeing")
     monkeypatch.setattr(module, "sample_teacher", None)
     assert train(teacher, resumed, *more, "--max_steps=20") == 0
     assert (resumed / FILE).read_bytes() == kept == (straight / FILE).read_bytes()
@@ -242,7 +245,7 @@ def prepared(
     method = build_method("ect", settings, loaded)
     classes = Told("10 classes", 10, loaded.encode, loaded)
     options = EvalOptions(features="digits", **own)
-    return method, Measuring.of(options, classes, num, block, 1.0, accelerator), accelerator
+    return method, prepare_measuring(options, classes, num, block, 1.0, accelerator), accelerator
 
 
 @pytest.mark.slow
@@ -254,9 +257,12 @@ def test_the_alarm_is_for_generators_that_ignore_their_noise(
     _, measuring, accelerator = prepared(teacher)
     with RunFolder(tmp_path / "own") as folder:
         baseline = measuring.baseline(folder, accelerator)
-    own = measuring.features(teacher_sampler(measuring.told, 1.0), 5000, 400, accelerator)
+    networks = measuring.wanted.open("cpu")
+    teachers = teacher_sampler(measuring.seeing.told, 1.0)
+    own = measuring.seeing.seen(teachers, range(5000, 5400), networks)
     assert baseline is not None
-    assert measuring.compare(own, baseline)["diversity"] == pytest.approx(1, abs=0.05)
+    found = measuring.compare(own, networks, baseline)
+    assert found["diversity"] == pytest.approx(1, abs=0.05)
 
     assert train(teacher, tmp_path / "run", "--max_steps=2") == 0
     student, weights = tmp_path / "run" / "student", "unet/diffusion_pytorch_model.safetensors"
@@ -332,7 +338,7 @@ def statistics_of(size: int, file: Path) -> Path:
 
 CASES = [
     (["--eval.features=inceptoin"], ["no inceptoin features", "inception"]),
-    (["--eval.features=inception", "--eval.weights=none.pt"], ["none.pt", "evaluate_every=0"]),
+    (["--eval.features=inception", "--eval.weights=none.pt"], ["NAME=PATH", "got none.pt"]),
     (["--eval.features=scenes"], ["the scene classifier sees 32x32 images, not 8x8"]),
     (["--eval.reference=nowhere"], ["nowhere"]),
     (["--evaluate_samples=3"], ["evaluate_samples must be at least 4"]),
@@ -393,20 +399,20 @@ def test_out_of_memory_is_explained(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what lowers it, which the settings of the training do not."""
-    _, measuring, accelerator = prepared(teacher, 40, 16)
+    _, measuring, _ = prepared(teacher, 40, 16)
 
     def sampler(cond: Any, seeds: range) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(StepDistillError, match=r"16 samples at a time: give a smaller eval\.batch"):
-        measuring.features(sampler, 0, 40, accelerator)
+        measuring.seeing.seen(sampler, range(40), measuring.wanted.open("cpu"))
 
 
 def test_nan_is_an_error(teacher: Path, tmp_path: Path) -> None:
     """A generator that gives NaN: which seeds, and no number."""
-    method, measuring, accelerator = prepared(teacher, 40, 16)
+    method, measuring, _ = prepared(teacher, 40, 16)
     with torch.no_grad():
         next(iter(method.roles["generator"].trainable().values())).fill_(float("nan"))
-    student = student_sampler(method, measuring.told)
+    student = student_sampler(method, measuring.seeing.told)
     with pytest.raises(NonFiniteError, match="while measuring, seeds 0 to 15: NaN or Inf in ima"):
-        measuring.features(student, 0, 40, accelerator)
+        measuring.seeing.seen(student, range(40), measuring.wanted.open("cpu"))

@@ -134,7 +134,7 @@ def test_students_told_by_text_are_measured(place: Path, tmp_path: Path) -> None
         rows = [line for line in lines if "eval/teacher_distance" in line]
         assert [row["iteration"] for row in rows] == [1, 2]
         assert all(row["eval/diversity"] > 0 for row in rows)
-    assert found["prompts"]["features"].shape == (12, 64)
+    assert found["prompts"]["features/scenes"].shape == (12, 64)
     for other in ("cached", "file"):
         assert all(torch.equal(found[other][k], v) for k, v in found["prompts"].items())
 

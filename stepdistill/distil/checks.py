@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..methods.base import Method
 from ..roles import LoRAOptions
 from ..sharing import check_name
 from ..teachers import Teacher
-from ..watching import check_watched
+from ..watching import check_metrics, check_watched, chosen
 from .options import DistilOptions, EvalOptions
 
 
@@ -58,9 +59,17 @@ def check_evaluation(options: DistilOptions, own: EvalOptions, config: FitConfig
         return
     if options.export_best:
         raise UserError("export_best goes by measurements: give evaluate_every too")
-    given = [name for name, value in asdict(own).items() if value is not None]
+    given = [name for name, value in asdict(own).items() if value not in (None, ())]
     if given:
         raise UserError(f"eval.{given[0]} is of measurements: give evaluate_every too")
+
+
+def check_deciding(options: DistilOptions, config: FitConfig, names: Collection[str]) -> None:
+    """UserError if ``names`` are measured, and none of them can decide what it has to."""
+    check_metrics(config, names)
+    if options.export_best and chosen(names, config.best_metric) is None:
+        listed = ", ".join(names)
+        raise UserError(f"export_best needs a metric to go by: set best_metric, to one of {listed}")
 
 
 def warn_of_path(options: DistilOptions, teacher: Teacher) -> None:

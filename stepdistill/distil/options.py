@@ -90,19 +90,24 @@ class EvalOptions:
     The built-in worlds are measured in their own way unless one of these is given.
 
     Args:
-        features: of the distance and the diversity: inception, digits, or another extractor;
+        metrics: of stepdistill eval: fid, kid, precision_recall, density_coverage, inception_score,
+            fd_dinov2, cmmd, patch_fid, and where prompts are known clip_score_vit_g_14,
+            clip_score_torchmetrics, hpsv2, pickscore, aesthetic; default: fid and kid
+        features: of fid, kid and the diversity: inception, digits, or another extractor;
             default: inception, or digits for 8x8 grey images
-        weights: the file of its weights; default: where stepdistill fid finds them
-        reference: statistics that stepdistill eval reference made, or a folder of images; default:
-            the teacher's own samples, drawn once
+        weights: of extractors and scorers, as NAME=PATH; default: where stepdistill eval finds them
+        reference: statistics that stepdistill eval reference made, or images, one for each
+            extractor where it takes several; default: the teacher's own samples, drawn once, and
+            the metrics are called teacher_distance, teacher_kid, teacher_precision ...
         prompts: of a teacher that is told by text, a file as of --prompts; default:
             validation_prompts, or what the training data tells
         batch_size: samples drawn at a time; default: those of a micro-batch, which fit
     """
 
+    metrics: tuple[str, ...] = ()
     features: str | None = None
-    weights: str | None = None
-    reference: str | None = None
+    weights: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()
     prompts: str | None = None
     batch_size: int | None = None
 

@@ -30,9 +30,9 @@ from ..roles import LoRAOptions
 from ..runs import RunFolder
 from ..savings import MemoryOptions
 from ..teachers import LoadOptions, Teacher
-from ..watching import check_metrics
 from .build import build_method, read_teacher
 from .checks import (
+    check_deciding,
     check_evaluation,
     check_export,
     check_possible,
@@ -44,6 +44,7 @@ from .dry_run import one_iteration
 from .hooks import own_hooks
 from .measuring import Measuring
 from .options import DistilOptions, EvalOptions, read_settings
+from .prepared import prepare_measuring
 from .students import StudentWriter, put_best
 from .told import what_is_told
 from .validation import OF_WORLDS, evaluation, grid_conditioning, sample_grids, world_of
@@ -148,13 +149,13 @@ def _measuring(
         return None
     world = world_of(options, own)
     if world is not None:
-        check_metrics(config, OF_WORLDS[world])
+        check_deciding(options, config, OF_WORLDS[world])
         return None
     told = what_is_told(options, own, teacher, data, settings.get(LoadOptions), num)
     block = own.batch_size or micro_batch(config, accelerator.num_processes)
     scale = getattr(method.config, "guidance_scale", 1.0)
-    measuring = Measuring.of(own, told, num, block, scale, accelerator)
-    check_metrics(config, measuring.names)
+    measuring = prepare_measuring(own, told, num, block, scale, accelerator)
+    check_deciding(options, config, measuring.wanted.names)
     return measuring
 
 

@@ -59,12 +59,21 @@ def most_told(num: int) -> int:
 
 @dataclass(frozen=True)
 class Told:
-    """``count`` conditionings, read when they are needed; ``teacher`` is of their sample shape."""
+    """``count`` conditionings, read when they are needed; ``teacher`` is of their sample shape.
+
+    ``texts`` are their prompts, None where these are not known.
+    """
 
     source: str
     count: int
     read: Callable[[Sequence[int]], Conditioning]
     teacher: Teacher
+    texts: tuple[str, ...] | None = None
+
+    def prompts(self, places: Sequence[int]) -> list[str]:
+        """Of samples that are told those conditionings."""
+        assert self.texts is not None
+        return [self.texts[place] for place in places]
 
 
 def what_is_told(
@@ -107,7 +116,12 @@ def _encoded(
         for i in range(0, len(texts), ENCODED_AT_ONCE)
     ]
     cond = Conditioning.cat(parts)
-    return Told(source, len(texts), lambda places: cond.select(torch.tensor(places)), teacher)
+    words = tuple(own[0] if isinstance(own, tuple) else own for own in texts)  # of a first frame
+
+    def read(places: Sequence[int]) -> Conditioning:
+        return cond.select(torch.tensor(places))
+
+    return Told(source, len(texts), read, teacher, words)
 
 
 def _of_data(data: Data, teacher: Teacher, most: int) -> Told:
