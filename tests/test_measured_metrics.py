@@ -139,8 +139,10 @@ def test_all_metrics_are_those_of_the_command(
 def test_the_teacher_is_a_reference_like_any_other(
     teacher: Path, others: list[str], tmp_path: Path
 ) -> None:
-    """Three networks and a crop, by the files of the student's images and of the teacher's, but
-    for the kernel distance, which is taken in pairs. The teacher's features are kept, for each view."""
+    """Three networks and a crop, by the files of the images; the kernel distance is taken in pairs.
+    The teacher's features are kept, for each view.
+    """
+
     names = [name for name in METRICS if name not in ("kid", "inception_score")]
     own, folder = ["--eval.metrics", *names, "kid", "--eval.weights", *others], tmp_path / "run"
     assert train_default(teacher, folder, *own) == 0
