@@ -190,7 +190,7 @@ def test_scores_of_prompts(
     assert record["metrics"][name] == pytest.approx(max(0.0, float(scores.mean())), rel=1e-5)
     assert record["errors"][name] == pytest.approx(float(scores.std()) / 3, rel=1e-4)
     assert "clip-torchmetrics" in record["extractors"]
-    assert any("not the protocol's" in note for note in record["notes"])
+    assert any("no hash of the protocol's prompts" in note for note in record["notes"])
 
 
 def test_moments_alone_are_not_enough_for_kid(
