@@ -124,7 +124,7 @@ def test_all_metrics_are_those_of_the_command(
     names, folder = [name for name in METRICS if name != "patch_fid"], tmp_path / "run"
     own = ["--eval.features=inception", "--eval.weights", f"inception={weights}", *others]
     real = pictures(tmp_path / "real", digits()[0][:100])
-    more = ["--eval.metrics", *names, "--eval.reference", real]
+    more = ["--eval.metrics", *names, "--eval.reference", real, "--diversity_alarm=0"]
     assert train_default(teacher, folder, *own, *more) == 0
     students = pictures(tmp_path / "students", student_pictures(folder))
     expected = by_the_command(students, real, names, "--features=inception", "--weights", weights)
