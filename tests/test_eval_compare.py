@@ -317,13 +317,107 @@ def test_classes_drawn_by_seed_differ_from_seed_to_seed_but_prompts_do_not(tmp_p
     assert len(table.rows) == 2
 
 
-def test_a_metric_or_extractor_that_one_lacks_is_no_difference(tmp_path: Path) -> None:
-    dino = {"inception": INCEPTION, "dinov2": {"sha256": "f6" * 32, "resize": "none"}}
-    more = record("b", extractors=dino, metrics={"fid": 2.0, "fd_dinov2": 90.0})
-    [table] = compared(tmp_path, record("a", metrics={"fid": 3.0}), more)
+DINO = {"sha256": "f6" * 32, "resize": "none"}
+ON = {"fid": "inception", "precision": "inception", "recall": "inception"}
+
+
+def test_a_metric_that_one_lacks_is_no_difference(tmp_path: Path) -> None:
+    """Nor is what it alone is measured on, if both say what each metric is measured on."""
+    two = {"extractors": {"inception": INCEPTION, "dinov2": DINO}}
+    both = {"fid": "inception", "fd_dinov2": "dinov2"}
+    more = record("b", **two, metrics={"fid": 2.0, "fd_dinov2": 90.0}, measured_on=both)
+    one = record("a", metrics={"fid": 3.0}, measured_on=ON)
+    [table] = compared(tmp_path, one, more)
     assert [one.metric.name for one in table.metrics] == ["fid", "fd_dinov2"]
     assert table.metrics[1].estimates[0] is None
     assert table.cells(0)[-1].text == "–"
+    assert table.section.shown["extractor of FID"] == "inception"
+    assert table.section.shown["extractor of FD-DINOv2"] == "dinov2"
+
+
+def test_extractors_of_records_that_do_not_say_which_metric_is_whose_must_be_the_same(
+    tmp_path: Path,
+) -> None:
+    """FID may be on either: a column of both would be a mean over two extractors."""
+    new = {"extractors": {"inception": INCEPTION, "dinov2": DINO}, "measured_on": ON}
+    old = {"extractors": {"inception-tf": INCEPTION}, "reference": {"inception-tf": {"path": "b"}}}
+    for other in (old, new):
+        for order in (1, -1):
+            with pytest.raises(UserError, match=r"extractors: .*inception in "):
+                compared(tmp_path, *[record("a"), record("a", seed=50_000, **other)][::order])
+    made = compared(tmp_path, record("a"), record("a", seed=50_000, **old), each_alone=True)
+    assert [table.rows[0].values["fid"].seeds for table in made] == [1, 1]
+
+
+LOOKS = {"inception": INCEPTION, "inception-tf": {**INCEPTION, "resize": "TensorFlow's"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"measured_on": {**ON, "fid": "inception-tf"}}, "extractor of FID: inception in"),
+        ({"measured_on": {"recall": "inception"}}, "extractor of FID: inception in"),
+        (
+            {"extractors": {**LOOKS, "inception": {**INCEPTION, "sha256": "c3" * 32}}},
+            "weights of the extractor of FID: a1a1a1a1a1a1 in",
+        ),
+        (
+            {"extractors": {**LOOKS, "inception": {**INCEPTION, "resize": "TF"}}},
+            "resize of precision: bicubic",
+        ),
+        ({"reference": {"inception": {"sha256": "d4" * 32}}}, "reference of recall: b2b2"),
+    ],
+)
+def test_what_each_metric_is_measured_on_must_be_the_same(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    """Even of seeds of one model, and where both records hold the same extractors."""
+    one = record("a", extractors=LOOKS, measured_on=ON)
+    other = record("a", 50_000, **{"extractors": LOOKS, "measured_on": ON, **changes})
+    with pytest.raises(UserError) as refused:
+        compared(tmp_path, one, other)
+    assert says in str(refused.value)
+
+
+def test_the_least_of_three_looks_as_each_of_them_does(tmp_path: Path) -> None:
+    least = {"metrics": {"fid_min_of_3": 2.0}, "repeats": 3, "extractors": LOOKS}
+    one, other = (
+        record(n, **least, measured_on={"fid": k}) for n, k in zip("ab", LOOKS, strict=True)
+    )
+    with pytest.raises(UserError, match="extractor of FID, least of 3: inception in"):
+        compared(tmp_path, one, other)
+
+
+def test_a_reference_that_a_metric_does_not_use_is_no_difference(tmp_path: Path) -> None:
+    """An Inception Score has none, though FID looks through the same extractor."""
+    on = {"measured_on": {"inception_score": "inception"}}
+    scores = {"metrics": {"inception_score": 9.0}, **on}
+    one = record("a", **scores)
+    [table] = compared(tmp_path, one, record("b", **scores, reference={"inception": {"path": "x"}}))
+    assert len(table.rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "detail", "a", "b"),
+    [
+        ("kid", "subset_size", 1000, 100),
+        ("inception_score", "splits", 10, 1),
+        ("precision_recall", "nearest", 3, 5),
+    ],
+)
+def test_records_that_draw_otherwise_share_no_column(
+    tmp_path: Path, metric: str, detail: str, a: int, b: int
+) -> None:
+    """But the spread may differ, and older records, or those without the metric, do not say."""
+    one, other = (record(n, details={metric: {detail: v}}) for n, v in (("a", a), ("b", b)))
+    with pytest.raises(UserError, match=f"{detail.replace('_', ' ')} of .*: {a} in .*, {b} in "):
+        compared(tmp_path, one, other)
+    spread = {"deviation": 0.1, detail: a}
+    one, other = (
+        record(n, details={metric: {**spread, "deviation": d}}) for n, d in (("a", 0.1), ("b", 0.2))
+    )
+    [table] = compared(tmp_path, one, other, record("c"), record("d", details={}))
+    assert len(table.rows) == 4
 
 
 def test_the_minimum_of_three_stands_beside_no_single_value(tmp_path: Path) -> None:
@@ -464,6 +558,8 @@ def test_a_value_that_is_no_number_is_a_dash_with_a_note(tmp_path: Path) -> None
         (json.dumps(record(model={})), "it lacks model.path"),
         (json.dumps(record(per_seed=[{"fid": 1.0}])), "each with its seed"),
         (json.dumps(record(errors={"fid": -1.0})), "its errors is not"),
+        (json.dumps(record(measured_on={"fid": 1})), "its measured_on is not texts by name"),
+        (json.dumps(record(details={"kid": 0.1})), "its details is not objects by name"),
         (json.dumps(record(speed={"ms_per_image": 0})), "its speed.ms_per_image is not"),
         (json.dumps(record(samples={"folder": 3})), "its samples.folder is not text"),
         ("\udce9", "cannot read the record"),

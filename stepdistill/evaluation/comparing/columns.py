@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...metrics.metric_names import MEMORY, SPEED, Metric, in_order
 from .estimates import Estimate, told_apart
 from .rows import Row
+from .wording import listed
 
 BEST, LEVEL = "best", "not distinguishable from the best"
 
@@ -92,8 +93,3 @@ def column(metric: Metric, estimates: Sequence[Estimate | None]) -> Column:
         if i != best and (equal or told_apart(top, one, short[i] - short[best]) is False):
             marks[i] = LEVEL
     return Column(metric, estimates, marks)
-
-
-def listed(words: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

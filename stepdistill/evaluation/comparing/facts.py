@@ -1,19 +1,56 @@
-"""What determines a value beside the model: records that differ in it share no column."""
+"""What determines a value beside the model: facts in which two records of one column agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from ...errors import UserError
+from .metric_names import named
 from .records import Record
+from .wording import listed
 
-Facts = Mapping[str, str | None]  # a fact in words -> its value; None where the record has none
+ALONE = {"inception_score"}  # looks through an extractor that others compare by, and does not
+SPREAD = {"deviation", "subsets"}  # details that change no expected value: the spread, and of what
 
 
-def facts(record: Record) -> dict[str, str | None]:
-    """Of a record: the images, what they were told, references and extractors, the repeats.
+class Fact(NamedTuple):
+    """``what`` is said ``of`` an extractor, of a metric, or of the record if that is empty."""
+
+    what: str
+    of: str = ""
+
+    @property
+    def words(self) -> str:
+        """As a message names it."""
+        return f"{self.what} of {self.of}" if self.of else self.what
+
+
+NUMBER, TOLD = Fact("number of images"), Fact("what the images are told")
+REFERENCE = "reference"
+Facts = dict[Fact, str | None]  # None where the record does not say
+
+
+def facts(record: Record) -> Facts:
+    """All that is known of a record, for a reader."""
+    return {**of_images(record), **(of_metrics if _says(record) else of_extractors)(record)}
+
+
+def differences(a: Record, b: Record) -> Iterator[tuple[Fact, str | None, str | None]]:
+    """The facts that both have, and differ in: (fact, a's value, b's).
+
+    Where both say what each metric is measured on, that is compared for each metric that both have.
+    Otherwise a name of an extractor that one has and the other has not may be what a metric of the
+    same name is measured on, so that extractors are compared, and their names too.
+    """
+    seen = of_metrics if _says(a) and _says(b) else of_extractors
+    own, others = ({**of_images(one), **seen(one)} for one in (a, b))
+    for fact, value in own.items():
+        if fact in others and others[fact] != value:
+            yield fact, value, others[fact]
+
+
+def of_images(record: Record) -> Facts:
+    """The images, what they were told, the repeats, and how metrics drew from them.
 
     The prompts' hash counts at any seed; that of classes drawn by the image's seed, which ``told``
     says, differs from seed to seed and counts at equal seeds.
@@ -21,75 +58,65 @@ def facts(record: Record) -> dict[str, str | None]:
     sampling = record.sampling
     told = sampling.get("told")
     seed = f" of seed {record.seed}" if told and "seed" in told else ""
-    found: dict[str, str | None] = {
-        "number of images": f"{record.num:,}",
-        "what the images are told": told,
-        f"hash of what the images{seed} are told": sampling.get("told_sha256"),
+    found: Facts = {
+        NUMBER: f"{record.num:,}",
+        TOLD: told,
+        Fact(f"hash of what the images{seed} are told"): sampling.get("told_sha256"),
     }
-    for name, reference in record.part("reference").items():
-        found[f"reference of {name}"] = reference.get("sha256") or reference.get("path")
-    for name, extractor in record.part("extractors").items():
-        found[f"weights of {name}"] = extractor.get("sha256")
-        found[f"resize of {name}"] = extractor.get("resize")
     rows = record.content.get("per_seed") or ()
     measured = {metric for row in rows for metric in row}
     for metric in record.content["metrics"]:
         if metric not in measured:  # of all repeats at once, such as their minimum
-            found[f"repeats of {metric}"] = str(record.repeats)
+            found[Fact("repeats", metric)] = str(record.repeats)
+    for metric, details in record.part("details").items():
+        for name, value in details.items():
+            if name not in SPREAD:
+                found[Fact(name.replace("_", " "), named(metric).label)] = str(value)
     return found
 
 
-@dataclass
-class Section:
-    """Records whose values may stand in one column, and the facts they share.
-
-    ``said`` keeps for each fact its value and the first record that said it.
-    """
-
-    protocol: str
-    records: list[Record] = field(default_factory=list)
-    said: dict[str, tuple[str | None, Record]] = field(default_factory=dict)
-    apart: str = ""  # from an earlier section of the same protocol, in words
-
-    def against(self, record: Record) -> Iterator[str]:
-        """Each fact in which ``record`` differs from an earlier one, in words."""
-        for name, value in facts(record).items():
-            known, earlier = self.said.get(name, (value, record))
-            if value != known:
-                there, here = (short(each) for each in (known, value))
-                yield f"{name}: {there} in {earlier.place}, {here} in {record.place}"
-
-    def add(self, record: Record) -> None:
-        """Put it in; nothing may stand against it."""
-        self.records.append(record)
-        for name, value in facts(record).items():
-            self.said.setdefault(name, (value, record))
+def of_metrics(record: Record) -> Facts:
+    """For each metric what it is measured on: the view, its extractor and its reference."""
+    found: Facts = {}
+    for metric in record.metrics:
+        key, label = record.measured_on(metric), named(metric).label
+        found[Fact("extractor", label)] = key
+        if key is None:
+            continue
+        extractor = record.part("extractors").get(key)
+        if extractor is not None:
+            found[Fact("weights of the extractor", label)] = extractor.get("sha256")
+            found[Fact("resize", label)] = extractor.get("resize")
+        if key in record.references and metric not in ALONE:
+            found[Fact(REFERENCE, label)] = _hash(record.references[key])
+    return found
 
 
-def sections(records: Sequence[Record], each_alone: bool) -> list[Section]:
-    """A section for each protocol, in the order in which they first appear.
+def of_extractors(record: Record) -> Facts:
+    """Extractors and references by the extractor's name, and the names themselves."""
+    extractors = record.part("extractors")
+    found: Facts = {Fact("extractors"): listed(sorted(extractors)) or None}
+    for name, reference in record.references.items():
+        found[Fact(REFERENCE, name)] = _hash(reference)
+    for name, extractor in extractors.items():
+        found[Fact("weights", name)] = extractor.get("sha256")
+        found[Fact("resize", name)] = extractor.get("resize")
+    return found
 
-    A protocol's name promises one count, one reference and one extractor. Records of one name that
-    differ in them are mostly a run that was cut short or measured with another file, and a row
-    that silently went into a table of its own would hide just that: UserError, which names two
-    records and the fact. ``each_alone`` says that it is meant: one section for each set of facts.
-    A metric that only some records have is no difference, nor are its extractor and reference.
-    """
-    made: list[Section] = []
-    for record in records:
-        same = [section for section in made if section.protocol == record.protocol]
-        against = [list(section.against(record)) for section in same]
-        if same and all(against) and not each_alone:
-            raise UserError(
-                f"records of the protocol {record.protocol} differ in what decides their values "
-                f"({'; '.join(against[0])}): leave one out, or give --each_alone for a table each"
-            )
-        fitting = [section for section, words in zip(same, against, strict=True) if not words]
-        if not fitting:
-            fitting = [Section(record.protocol, apart="; ".join(against[0]) if same else "")]
-            made += fitting
-        fitting[0].add(record)
-    return made
+
+def _says(record: Record) -> bool:
+    return bool(record.part("measured_on"))
+
+
+def _hash(reference: Mapping[str, Any]) -> str | None:
+    return _plain(reference.get("sha256")) or reference.get("path")
+
+
+def _plain(value: Any) -> str | None:
+    """A hash, or those of a folder's files, as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {own}" for name, own in sorted(value.items()))
+    return None if value is None else str(value)
 
 
 def short(value: Any) -> str:

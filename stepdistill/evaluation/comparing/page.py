@@ -60,7 +60,7 @@ def render(tables: Sequence[Table]) -> str:
 
 
 def _shown(number: int, table: Table) -> Shown:
-    said = {name: short(value) for name, (value, _) in table.section.said.items() if value}
+    said = table.section.shown
     return Shown(number, table, heading(table), said, list(plots(number, table)), grid(table.rows))
 
 

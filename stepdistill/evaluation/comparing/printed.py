@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .columns import Column
-from .facts import short
+from .facts import NUMBER, REFERENCE, TOLD, short
 from .rows import Row
 from .tables import Table
 
@@ -26,10 +26,10 @@ def markdown(tables: Sequence[Table]) -> str:
 
 def heading(table: Table) -> str:
     """A section's protocol and what its values depend on, in one line."""
-    said = {name: value for name, (value, _) in table.section.said.items()}
-    words = [f"{said['number of images']} images"]
-    words += [f"told {said['what the images are told']}"] * bool(said["what the images are told"])
-    references = {value: None for name, value in said.items() if name.startswith("reference of")}
+    said = table.section.said
+    words = [f"{said[NUMBER]} images"]
+    words += [f"told {said[TOLD]}"] * bool(said[TOLD])
+    references = {value: None for fact, value in said.items() if fact.what == REFERENCE}
     words += [f"reference {short(value)}" for value in references]
     return f"{table.section.protocol}: {', '.join(words)}"
 
@@ -82,7 +82,7 @@ def as_json(tables: Sequence[Table]) -> dict[str, Any]:
 def _table_json(table: Table) -> dict[str, Any]:
     return {
         "protocol": table.section.protocol,
-        "facts": {name: value for name, (value, _) in table.section.said.items()},
+        "facts": {fact.words: value for fact, value in table.section.said.items()},
         "rows": [_row_json(table, i, row) for i, row in enumerate(table.rows)],
     }
 

@@ -55,6 +55,23 @@ class Record:
         """How often ``num`` images were measured."""
         return int(self.content.get("repeats") or 1)
 
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all that was measured."""
+        rows = self.content.get("per_seed") or ()
+        names = {*self.content["metrics"], *(name for row in rows for name in row)}
+        return sorted(names - {"seed"})
+
+    @property
+    def references(self) -> Mapping[str, Mapping[str, Any]]:
+        """By the key of what is compared through."""
+        return self.part("reference")
+
+    def measured_on(self, metric: str) -> str | None:
+        """The key of what ``metric`` looks through; a minimum of repeats looks as they do."""
+        keys: Mapping[str, str | None] = self.part("measured_on")
+        return keys.get(metric, keys.get(metric.partition("_min_of_")[0]))
+
     def part(self, name: str) -> Mapping[str, Any]:
         """A part of the record, {} if it is absent."""
         return self.content.get(name) or {}

@@ -96,13 +96,12 @@ def estimate(records: Sequence[Record], metric: str) -> Estimate | None:
 
 
 def _row(label: str, records: Sequence[Record]) -> Row:
-    names = {metric for record in records for metric in record.content["metrics"]}
-    names |= {k for r in records for row in r.content.get("per_seed") or () for k in row}
-    found = {name: estimate(records, name) for name in sorted(names - {"seed"})}
+    names = sorted({metric for record in records for metric in record.metrics})
+    found = {name: estimate(records, name) for name in names}
     values = {name: value for name, value in found.items() if value is not None}
     speeds, foreign = _speeds(records)
     notes = dict.fromkeys(note for r in records for note in r.content.get("notes") or ())
-    computed = [*_notes(label, records, sorted(names - {"seed"})), *foreign]
+    computed = [*_notes(label, records, names), *foreign]
     return Row(label, records, values, speeds, [*notes, *computed])
 
 

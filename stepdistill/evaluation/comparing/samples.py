@@ -12,9 +12,9 @@ from PIL import Image
 
 from ...errors import UserError
 from ...pages import data_uri
-from .columns import listed
 from .records import Record
 from .rows import Row
+from .wording import listed
 
 MOST = 8  # columns
 LARGEST = 256  # pixels of a side; larger pictures are shrunk and stored as JPEG

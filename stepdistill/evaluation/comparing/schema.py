@@ -93,6 +93,10 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _are_texts_by_name(value: Any) -> bool:
+    return _is_object(value) and all(v is None or _is_text(v) for v in value.values())
+
+
 def _are_objects(value: Any) -> bool:
     return _is_object(value) and all(map(_is_object, value.values()))
 
@@ -129,6 +133,8 @@ OPTIONAL: dict[str, Check] = {
     "sampling.told_sha256": TEXT,
     "extractors": (_are_objects, "objects by name"),
     "reference": (_are_objects, "objects by name"),
+    "measured_on": (_are_texts_by_name, "texts by name"),
+    "details": (_are_objects, "objects by name"),
     "speed": OBJECT,
     "speed.ms_per_image": ABOVE_ZERO,
     "speed.ms_one_image": ABOVE_ZERO,

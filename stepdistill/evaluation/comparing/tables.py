@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...metrics.metric_names import MS
-from .columns import BEST, LEVEL, Column, listed, metric_columns, place, speed_columns
+from .columns import BEST, LEVEL, Column, metric_columns, place, speed_columns
 from .estimates import plain, written
-from .facts import Section, sections
 from .records import Record
 from .rows import Row, rows
+from .sections import Section, sections
+from .wording import listed
 
 DASH = "–"
 
@@ -108,7 +109,7 @@ class Table:
 
 
 def tables(records: Sequence[Record], each_alone: bool) -> list[Table]:
-    """One table a section; UserError as :func:`facts.sections` and :func:`rows.rows` say."""
+    """One table a section; UserError as :func:`sections.sections` and :func:`rows.rows` say."""
     made = []
     for section in sections(records, each_alone):
         own = rows(section.records)
