@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 from compared_records import INCEPTION, REFERENCE, SPEED, record, write
+from PIL import Image
 
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.evaluation.comparing.columns import BEST, LEVEL, column
@@ -158,7 +160,9 @@ def test_equal_values_and_errors_of_zero_tell_no_interval(tmp_path: Path) -> Non
 def test_values_without_any_interval_are_said_to_have_none(tmp_path: Path) -> None:
     [table] = compared(tmp_path, record())
     assert "No value has an interval" in table.intervals()
-    assert "at least 50,000 apart" in table.intervals()
+    assert "--repeats 3 gives an interval to each" in table.intervals()
+    assert table.verdicts() == []
+    assert table.marked is False
 
 
 def test_seeds_that_share_images_give_no_interval(tmp_path: Path) -> None:
@@ -191,6 +195,9 @@ def test_other_steps_weights_and_settings_are_other_rows(tmp_path: Path) -> None
     wanted = ["edm", "dmd2, 1 step", "dmd2, 1 step, guidance 3", "ect"]
     assert table.labels == [*wanted, "dmd2, 4 steps"]
     assert [row.calls for row in table.rows] == [35, 1, 1, 1, 4]
+    # beside a column of steps, they are not said again
+    assert table.names == ["edm", "dmd2", "dmd2, guidance 3", "ect", "dmd2"]
+    assert [cell.text for cell in table.cells(4)[:2]] == ["4", "4"]
 
 
 def test_names_that_are_all_the_same_are_numbered(tmp_path: Path) -> None:
@@ -199,7 +206,7 @@ def test_names_that_are_all_the_same_are_numbered(tmp_path: Path) -> None:
     assert table.labels == ["student of a", "student of b"]
     same = {"model__path": "student", "model__sha256": None}
     [table] = compared(tmp_path, *(record(**same, sampling__plan={"r": r}) for r in (1, 2)))
-    assert len({*table.labels}) == 2
+    assert table.labels == table.names == ["student (1)", "student (2)"]
 
 
 def test_whole_numbers_are_the_same_setting_as_fractions(tmp_path: Path) -> None:
@@ -230,9 +237,8 @@ def test_what_lies_inside_of_the_intervals_is_not_distinguished() -> None:
         "FID (lower is better): a has the best value, distinguishable from every other."
     )
     bare = column(FID, [Estimate(2.0), Estimate(3.0, 0.1), Estimate(4.0)])
-    said = bare.verdict(["a", "b", "c"])
-    assert said is not None
-    assert said.endswith("a has the best value; no interval to tell it from any other.")
+    assert bare.verdict(["a", "b", "c"]) is None
+    assert column(FID, [Estimate(2.0), Estimate(2.0)]).verdict(["a", "b"]) is None
     # 0.95 and 1.05 differ, but are as near to the goal
     even = column(METRICS["diversity"], [Estimate(0.95, 0.01), Estimate(1.051, 0.01)])
     assert even.marks == {0: BEST, 1: LEVEL}
@@ -242,12 +248,32 @@ def test_times_of_different_places_are_not_compared(tmp_path: Path) -> None:
     slow = {**SPEED, "device": "cpu", "ms_per_image": 900.0}
     [table] = compared(tmp_path, record("a"), record("b", speed=slow))
     assert not any(one.marks for one in table.speeds)
-    assert "not compared: a on NVIDIA H100, batch 64; b on cpu, batch 64" in table.places()
+    assert "not compared: a on NVIDIA H100, 64 images at a time; b on cpu" in table.places()
     folder = tmp_path / "same"
     folder.mkdir()
     [table] = compared(folder, record("a"), record("b", speed={**SPEED, "ms_per_image": 900.0}))
     assert table.speeds[0].marks == {0: BEST}
-    assert table.places() == "Times on NVIDIA H100, batch 64, memory of weights and activations."
+    assert table.places() == (
+        "Times were measured on NVIDIA H100, 64 images at a time. Peak memory refers to weights "
+        "and activations."
+    )
+
+
+def test_memory_is_never_the_best_and_says_of_what_it_is(tmp_path: Path) -> None:
+    """That of a process holds the libraries too: a smaller one is no merit of a model."""
+    cpu = {**SPEED, "device": "cpu, 1 threads", "memory_of": "resident memory of the process"}
+    less = {**cpu, "peak_memory_bytes": 2**30, "ms_per_image": 1.0}
+    [table] = compared(tmp_path, record("a", speed=cpu), record("b", speed=less))
+    assert [one.marks for one in table.speeds] == [{1: BEST}, {0: BEST, 1: LEVEL}, {}]
+    assert table.speeds[2].of == "resident memory of the process"
+    assert table.places() == (
+        "Times were measured on cpu with 1 thread, 64 images at a time. Peak memory refers to "
+        "resident memory of the process."
+    )
+    [table] = compared(tmp_path, record("a", speed=cpu), record("b"))
+    assert table.speeds[2].of == ""
+    both = "for a to resident memory of the process; for b to weights and activations."
+    assert table.places().endswith(f"Peak memory refers {both}")
 
 
 def test_seeds_timed_elsewhere_do_not_enter_the_mean(tmp_path: Path) -> None:
@@ -432,6 +458,85 @@ def test_the_minimum_of_three_stands_beside_no_single_value(tmp_path: Path) -> N
     assert table.rows[0].values["fid"].value == pytest.approx(2.1)
 
 
+# Two sets of images
+
+
+def images_record(path: str, **changes: Any) -> dict[str, Any]:
+    """As ``eval images`` writes them: no model was sampled, and one reference for all."""
+    made = record(metrics={"fid": 2.5, "kid": 1e-3}, speed=None, **changes)
+    made["protocol"] = "images"
+    made["model"] = {"path": path, "name": Path(path).name, "role": "other"}
+    made["sampling"] = {"num": 1000, "seed": None}
+    made["per_seed"] = [{"seed": 0, "fid": 2.5, "kid": 1e-3}]
+    made["a"] = {"kind": "images", "path": path, "num_samples": 1000, "sha256": path.encode().hex()}
+    made["reference"] = {"kind": "images", "path": "real", "num_samples": 1000, "sha256": "d4" * 32}
+    return made
+
+
+def test_two_sets_of_images_are_told_apart_by_what_was_measured(tmp_path: Path) -> None:
+    [table] = compared(tmp_path, images_record("runs/a/samples"), images_record("runs/b/samples"))
+    assert table.labels == ["samples of a", "samples of b"]
+    assert [cell.text for cell in table.cells(0)] == ["–", "–", "–", "2.5 *", "0.001 *"]
+    assert table.section.shown["reference of inception"] == "d4" * 6
+    assert "--repeats" not in table.intervals()
+    twice = [images_record("s"), images_record("s")]
+    with pytest.raises(UserError, match="hold the same evaluation: the images of s: give one of"):
+        compared(tmp_path, *twice)
+    twice[1]["a"]["sha256"] = "e5" * 32  # the folder was filled anew
+    assert len(compared(tmp_path, *twice)[0].rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"reference": {"path": "other", "sha256": "c3" * 32}}, "reference of inception: d4"),
+        ({"extractors": {"inception-tf": INCEPTION}}, "extractors: inception in"),
+        ({"sampling": {"num": 999, "seed": None}}, "number of images: 1,000 in"),
+        ({"sampling": {"num": None, "seed": None}}, "number of images: 1,000 in"),
+    ],
+)
+def test_two_sets_of_images_share_a_column_as_others_do(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        compared(tmp_path, images_record("a"), {**images_record("b"), **changes})
+
+
+def test_a_model_beside_images_has_its_seeds(tmp_path: Path) -> None:
+    """Its samples of other seeds are one row; images that were drawn of a folder are no seeds."""
+    sampled = [images_record("student") for _ in range(3)]
+    for i, own in enumerate(sampled):
+        own["sampling"]["seed"] = 1000 * i
+        own["per_seed"] = [{"seed": 1000 * i, "fid": 2.5 + i}]
+        own["a"] = {"kind": "model", "path": "student", "num_samples": 1000, "steps": 4}
+    drawn = images_record("folder")
+    drawn["sampling"]["seed"] = 7
+    [table] = compared(tmp_path, *sampled, drawn)
+    assert [(row.label, row.steps, row.seeds) for row in table.rows] == [
+        ("student", 4, 3),
+        ("folder", None, None),
+    ]
+    assert table.rows[0].values["fid"] == over_seeds([2.5, 3.5, 4.5])
+
+
+def test_what_eval_images_writes_is_compared(tmp_path: Path) -> None:
+    """The command's own record, of two folders of digits."""
+    rng = np.random.default_rng(0)
+    records = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = rng.integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+        records.append(str(tmp_path / f"{name}.json"))
+        images = importlib.import_module("stepdistill.evals.evaluate_images").main
+        images([str(tmp_path / name), "digits", "--workers=1", f"--output={records[-1]}"])
+    [table] = tables(read_records(records), False)
+    assert table.labels == ["a", "b"]
+    assert [row.values["fid"].half for row in table.rows] == [None, None]
+    command(*records, "--output", tmp_path / "page.html", "--markdown")
+
+
 # Trade-offs
 
 
@@ -548,6 +653,8 @@ def test_a_value_that_is_no_number_is_a_dash_with_a_note(tmp_path: Path) -> None
         ('{"a": 1}\n{"a": 2}\n', "name a file of one record a line .jsonl"),
         ("[1, 2]", "it is no JSON object"),
         ('{"fid": 3.0}', "no record of stepdistill eval: it lacks format"),
+        (json.dumps({"metric": "fid", "fid": 3.0}), "eval images A B --metrics fid --output"),
+        (json.dumps(images_record("a") | {"reference": []}), "its reference is not an object"),
         (json.dumps({"format": 2}), "by a newer stepdistill (its format is 2, this one reads 1)"),
         (json.dumps(record(protocol=None)), "it lacks protocol"),
         (json.dumps(record(metrics={"fid": "low"})), "its metrics is not numbers by name"),

@@ -231,7 +231,7 @@ METRICS |= {
 }
 MS = Metric("ms_per_image", "ms an image", LOWER, "milliseconds, of whole calls", "")
 MS_ONE = Metric("ms_one_image", "ms of one image", LOWER, "milliseconds, batch of one", "")
-MEMORY = Metric("peak_memory_gib", "peak memory, GiB", LOWER, "while sampling", "")
+MEMORY = Metric("peak_memory_gib", "peak memory, GiB", None, "while sampling", "")
 SPEED = (MS, MS_ONE, MEMORY)
 
 

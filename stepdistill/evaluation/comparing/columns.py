@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ...metrics.metric_names import MEMORY, SPEED, Metric, in_order
+from ...metrics.metric_names import MEMORY, MS, SPEED, Metric, in_order
 from .estimates import Estimate, told_apart
 from .rows import Row
-from .wording import listed
+from .wording import device_words, listed
 
 BEST, LEVEL = "best", "not distinguishable from the best"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of all rows; ``marks`` by the place of the row: BEST, or LEVEL with it."""
+    """One metric of all rows; ``marks`` by the place of the row: BEST, or LEVEL with it.
+
+    ``of`` says in a few words what it is of, where its name does not.
+    """
 
     metric: Metric
     estimates: Sequence[Estimate | None]
     marks: Mapping[int, str]
+    of: str = ""
 
     def verdict(self, labels: Sequence[str]) -> str | None:
-        """In words, which row is best and how sure that is; None where nothing is compared."""
+        """In words, which row is best and how sure that is.
+
+        None where nothing is compared, or no interval tells the best from any other.
+        """
         if BEST not in self.marks.values():
             return None
         best = next(i for i, mark in self.marks.items() if mark == BEST)
@@ -30,14 +37,15 @@ class Column:
         level = [labels[i] for i in others if self.marks.get(i) == LEVEL]
         top = self.estimates[best]
         assert top is not None
-        apart = [i for i in others if self.marks.get(i) != LEVEL]
-        unsure = [labels[i] for i in apart if told_apart(top, self._of(i)) is None]
+        unsure = [labels[i] for i in others if told_apart(top, self._of(i)) is None]
+        level = [label for label in level if label not in unsure]
         said = f"{self.metric.label} ({self.metric.direction}): {labels[best]} has the best value"
+        if unsure == [labels[i] for i in others]:
+            return None
         if level:
             said += f"; not distinguishable from it: {listed(level)}"
         if unsure:
-            from_whom = "any other" if unsure == [labels[i] for i in others] else listed(unsure)
-            said += f"; no interval to tell it from {from_whom}"
+            said += f"; no interval to tell it from {listed(unsure)}"
         if not level and not unsure:
             said += ", distinguishable from every other"
         return said + "."
@@ -55,26 +63,30 @@ def metric_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def speed_columns(rows: Sequence[Row]) -> list[Column]:
-    """Times and memory. None is marked where they were measured in different places."""
+    """Times and memory. No time is marked where they were measured in different places, and no
+    memory ever: what is counted is the process's or the device's, not the model's alone."""
     columns = []
     for metric in SPEED:
         own = [row.speeds.get(metric.name) for row in rows]
         places = {place(row, metric) for row, one in zip(rows, own, strict=True) if one}
         made = column(metric, own)
-        columns.append(made if len(places) < 2 else Column(metric, own, {}))
+        if metric is MEMORY:
+            counted = {row.memory_of for row, one in zip(rows, own, strict=True) if one}
+            made = replace(made, of=counted.pop() if len(counted) == 1 else "")
+        columns.append(made if len(places) < 2 else replace(made, marks={}))
     return columns
 
 
 def place(row: Row, metric: Metric) -> str:
-    """Where a row's time was measured; memory has one of what it counts as well."""
+    """Where a row's time was measured; "" if it was not."""
     where = row.measured_on
     if where is None:
         return ""
     device, batch = where
-    if metric is MEMORY:
-        counted = row.records[0].part("speed").get("memory_of")
-        return f"{device}, batch {batch}, {counted}"
-    return f"{device}, batch {batch}" if metric is SPEED[0] and batch is not None else device
+    words = device_words(device)
+    if metric is not MS or batch is None:
+        return words
+    return f"{words}, {batch} images at a time"
 
 
 def column(metric: Metric, estimates: Sequence[Estimate | None]) -> Column:

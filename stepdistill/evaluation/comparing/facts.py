@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .metric_names import named
+from ...metrics.metric_names import named
 from .records import Record
 from .wording import listed
 
@@ -59,7 +59,7 @@ def of_images(record: Record) -> Facts:
     told = sampling.get("told")
     seed = f" of seed {record.seed}" if told and "seed" in told else ""
     found: Facts = {
-        NUMBER: f"{record.num:,}",
+        NUMBER: None if record.num is None else f"{record.num:,}",
         TOLD: told,
         Fact(f"hash of what the images{seed} are told"): sampling.get("told_sha256"),
     }

@@ -9,26 +9,31 @@ from pathlib import Path
 from .records import Record
 
 
-def labels(groups: Sequence[Sequence[Record]]) -> list[str]:
-    """A name for each: the model's, and what of its folder and settings tells namesakes apart."""
+def labels(groups: Sequence[Sequence[Record]]) -> list[tuple[str, str]]:
+    """(label, name) of each: the model's name, and what of its folder and settings tells namesakes
+    apart. The name leaves the steps out, for where they stand beside it.
+    """
     firsts = [group[0] for group in groups]
     said = [record.name for record in firsts]
+    names = said
     for tell in (_folder, _steps, _guidance, _dtype, _weights):
         told = [tell(record) for record in firsts]
         ways = {text: {t for s, t in zip(said, told, strict=True) if s == text} for text in said}
-        said = [
-            text + (own if len(ways[text]) > 1 else "")
-            for text, own in zip(said, told, strict=True)
-        ]
+        added = [own if len(ways[text]) > 1 else "" for text, own in zip(said, told, strict=True)]
+        said = list(map(str.__add__, said, added))
+        if tell is not _steps:
+            names = list(map(str.__add__, names, added))
     counted = Counter(said)
-    return [
-        text if counted[text] == 1 else f"{text} ({said[:i].count(text) + 1})"
+    numbers = [
+        "" if counted[text] == 1 else f" ({said[:i].count(text) + 1})"
         for i, text in enumerate(said)
     ]
+    both = zip(said, names, numbers, strict=True)
+    return [(label + number, name + number) for label, name, number in both]
 
 
 def _steps(record: Record) -> str:
-    steps = record.sampling.get("steps")
+    steps = record.steps
     return "" if steps is None else f", {steps} step{'s' if steps > 1 else ''}"
 
 

@@ -18,6 +18,7 @@ from .printed import heading
 from .records import Record
 from .samples import Grid, grid
 from .tables import Table
+from .wording import device_words
 
 OPEN = 2  # metrics whose plots are shown at once; those of the others are folded
 
@@ -93,7 +94,11 @@ def tradeoffs(table: Table, column: Column) -> Iterator[Tradeoff]:
             else None
             for row in table.rows
         ]
-        device = "" if place is None or len(where) == 1 else f" ({place[0]}, batch {place[1]})"
+        device = (
+            ""
+            if place is None or len(where) == 1
+            else f" ({device_words(place[0])}, batch {place[1]})"
+        )
         name = "milliseconds an image" if timed is MS else "milliseconds of one image"
         found = _tradeoff(table, column, name + device, costs)
         if found.points:

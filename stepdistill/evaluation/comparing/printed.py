@@ -27,7 +27,7 @@ def markdown(tables: Sequence[Table]) -> str:
 def heading(table: Table) -> str:
     """A section's protocol and what its values depend on, in one line."""
     said = table.section.said
-    words = [f"{said[NUMBER]} images"]
+    words = [f"{said[NUMBER] or 'an unknown number of'} images"]
     words += [f"told {said[TOLD]}"] * bool(said[TOLD])
     references = {value: None for fact, value in said.items() if fact.what == REFERENCE}
     words += [f"reference {short(value)}" for value in references]
@@ -39,15 +39,14 @@ def _text(table: Table) -> str:
     lines = [head, ["", "", "", "", *(column.metric.arrow for column in table.columns)]]
     for i, row in enumerate(table.rows):
         notes = "".join(f" [{number}]" for number in table.numbers(row))
-        lines.append([row.label + notes, *(cell.text for cell in table.cells(i))])
+        lines.append([row.name + notes, *(cell.text for cell in table.cells(i))])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
     ]
     marks = "* best of its column, ~ not distinguishable from it."
-    marked = any(column.marks for column in table.columns)
-    return "\n".join([heading(table), *shown, *[marks] * marked, *_below(table)])
+    return "\n".join([heading(table), *shown, *[marks] * table.marked, *_below(table)])
 
 
 def _markdown(table: Table) -> str:
@@ -56,10 +55,9 @@ def _markdown(table: Table) -> str:
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for i, row in enumerate(table.rows):
         notes = "".join(f" [{number}]" for number in table.numbers(row))
-        lines.append([escaped(row.label + notes), *(cell.markdown for cell in table.cells(i))])
+        lines.append([escaped(row.name + notes), *(cell.markdown for cell in table.cells(i))])
     shown = [f"| {' | '.join(line)} |" for line in lines]
-    marked = any(column.marks for column in table.columns)
-    marks = ["Bold is the best of its column, ≈ is not distinguishable from it."] * marked
+    marks = ["Bold is the best of its column, ≈ is not distinguishable from it."] * table.marked
     below = [escaped(line) for line in (heading(table) + ".", *marks, *_below(table))]
     return "\n".join(shown) + "\n\n" + "\n\n".join(below)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, first_line
-from .schema import check, finite
+from .schema import IMAGES, check, finite
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,31 @@ class Record:
         return self.part("sampling")
 
     @property
-    def num(self) -> int:
-        """Images a repeat."""
-        return int(self.sampling["num"])
+    def of_images(self) -> bool:
+        """Whether it compares two sets of images, so that ``a`` is what was measured."""
+        return self.protocol == IMAGES
 
     @property
-    def seed(self) -> int:
-        """Of the first image; image i of all repeats has ``seed`` + i."""
-        return int(self.sampling["seed"])
+    def steps(self) -> int | None:
+        """Of the sampler."""
+        steps: int | None = self.sampling.get("steps") or self.part("a").get("steps")
+        return steps
+
+    @property
+    def num(self) -> int | None:
+        """Images a repeat; None of statistics that do not say."""
+        num: int | None = self.sampling.get("num")
+        return num
+
+    @property
+    def seed(self) -> int | None:
+        """Of the first image; image i of all repeats has ``seed`` + i.
+
+        Images that were there already have none: a seed beside them is of what was drawn of them.
+        """
+        made = not self.of_images or self.part("a").get("kind") == "model"
+        seed: int | None = self.sampling.get("seed") if made else None
+        return seed
 
     @property
     def repeats(self) -> int:
@@ -64,8 +81,10 @@ class Record:
 
     @property
     def references(self) -> Mapping[str, Mapping[str, Any]]:
-        """By the key of what is compared through."""
-        return self.part("reference")
+        """By the key of what is compared through; two sets of images have the same for all."""
+        if not self.of_images:
+            return self.part("reference")
+        return dict.fromkeys(self.part("extractors"), self.part("reference"))
 
     def measured_on(self, metric: str) -> str | None:
         """The key of what ``metric`` looks through; a minimum of repeats looks as they do."""
@@ -76,13 +95,23 @@ class Record:
         """A part of the record, {} if it is absent."""
         return self.content.get(name) or {}
 
-    def by_seed(self, metric: str) -> dict[int, float]:
+    @property
+    def seeds(self) -> set[int]:
+        """Of the first image of each repeat."""
+        if self.seed is None:
+            return set()
+        rows: Sequence[Mapping[str, Any]] = self.content.get("per_seed") or ()
+        return {int(row["seed"]) for row in rows} or {self.seed}
+
+    def by_seed(self, metric: str) -> dict[int | None, float]:
         """The finite values of ``metric`` by the seed of their first image.
 
         Those of ``per_seed``, or the one of ``metrics`` where ``per_seed`` has none.
         """
-        rows = self.content.get("per_seed") or ()
-        found = {int(row["seed"]): row[metric] for row in rows if finite(row.get(metric))}
+        rows = () if self.seed is None else self.content.get("per_seed") or ()
+        found: dict[int | None, float] = {
+            int(row["seed"]): row[metric] for row in rows if finite(row.get(metric))
+        }
         if not found and finite(self.content["metrics"].get(metric)):
             found = {self.seed: self.content["metrics"][metric]}
         return {seed: float(value) for seed, value in found.items()}

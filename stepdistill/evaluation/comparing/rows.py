@@ -16,17 +16,19 @@ from .labels import labels
 from .records import Record
 from .schema import finite
 
-SETTINGS = ("steps", "calls", "guidance_scale", "dtype", "plan", "image_size")  # of sampling
+SETTINGS = ("calls", "guidance_scale", "dtype", "plan", "image_size")  # of sampling
 
 
 @dataclass(frozen=True)
 class Row:
-    """Records of one model with one setting, ``label`` tells it from the others.
+    """Records of one model with one setting, ``label`` tells it from the others; ``name`` does so
+    beside its steps.
 
     ``values`` and ``speeds`` are its estimates by name, what was not measured is absent.
     """
 
     label: str
+    name: str
     records: Sequence[Record]
     values: Mapping[str, Estimate]
     speeds: Mapping[str, Estimate]
@@ -35,7 +37,7 @@ class Row:
     @property
     def steps(self) -> int | None:
         """Of the sampler."""
-        return self.records[0].sampling.get("steps")
+        return self.records[0].steps
 
     @property
     def calls(self) -> float | None:
@@ -48,14 +50,20 @@ class Row:
         return self.records[0].model.get("role") == "teacher"
 
     @property
-    def seeds(self) -> int:
-        """Evaluations that went into it."""
-        return len({seed for record in self.records for seed in _seeds(record)})
+    def seeds(self) -> int | None:
+        """Evaluations that went into it; None of images without seeds."""
+        return len({seed for record in self.records for seed in record.seeds}) or None
 
     @property
     def measured_on(self) -> tuple[str, int | None] | None:
         """(device, batch size) of its times; None if there are none."""
         return next((_where(r) for r in self.records if r.part("speed")), None)
+
+    @property
+    def memory_of(self) -> str:
+        """What its peak memory counts; "" where no record says."""
+        told = (record.part("speed").get("memory_of") for record in self.records)
+        return next((words for words in told if words), "")
 
 
 def rows(records: Sequence[Record]) -> list[Row]:
@@ -69,8 +77,8 @@ def rows(records: Sequence[Record]) -> list[Row]:
     for group in groups.values():
         _check_seeds(group)
     made = [
-        _row(label, group)
-        for label, group in zip(labels(list(groups.values())), groups.values(), strict=True)
+        _row(label, name, group)
+        for (label, name), group in zip(labels(list(groups.values())), groups.values(), strict=True)
     ]
     return sorted(made, key=lambda row: (not row.is_teacher, row.calls or 0))
 
@@ -83,11 +91,12 @@ def estimate(records: Sequence[Record], metric: str) -> Estimate | None:
     the images, is none.
     """
     by_seed = {seed: value for r in records for seed, value in r.by_seed(metric).items()}
+    seeds = sorted(seed for seed in by_seed if seed is not None)
     values = list(by_seed.values())
     if not values:
         return None
     spread = over_seeds(values)
-    if spread.half is not None and not _shared(sorted(by_seed), records[0].num):
+    if spread.half is not None and not _shared(seeds, records[0].num):
         return spread
     errors = [r.part("errors").get(metric, math.nan) for r in records if r.by_seed(metric)]
     if all(finite(error) and error > 0 for error in errors):
@@ -95,14 +104,14 @@ def estimate(records: Sequence[Record], metric: str) -> Estimate | None:
     return Estimate(spread.value, None, spread.seeds)
 
 
-def _row(label: str, records: Sequence[Record]) -> Row:
+def _row(label: str, name: str, records: Sequence[Record]) -> Row:
     names = sorted({metric for record in records for metric in record.metrics})
     found = {name: estimate(records, name) for name in names}
     values = {name: value for name, value in found.items() if value is not None}
     speeds, foreign = _speeds(records)
     notes = dict.fromkeys(note for r in records for note in r.content.get("notes") or ())
     computed = [*_notes(label, records, names), *foreign]
-    return Row(label, records, values, speeds, [*notes, *computed])
+    return Row(label, name, records, values, speeds, [*notes, *computed])
 
 
 def _notes(label: str, records: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
@@ -112,8 +121,8 @@ def _notes(label: str, records: Sequence[Record], names: Sequence[str]) -> Itera
             value = record.content["metrics"].get(name)
             if value is not None and not finite(value):
                 yield f"{named(name).label} of {record.place} is not a finite number."
-    seeds, num = sorted({seed for record in records for seed in _seeds(record)}), records[0].num
-    if shared := _shared(seeds, num):
+    seeds, num = sorted({seed for record in records for seed in record.seeds}), records[0].num
+    if num is not None and (shared := _shared(seeds, num)):
         yield (
             f"Seeds {shared[0]} and {shared[1]} of {label} share "
             f"{num - shared[1] + shared[0]:,} of {num:,} images, so that their spread is no "
@@ -145,25 +154,24 @@ def _where(record: Record) -> tuple[str, int | None]:
     return str(speed.get("device") or "an unnamed device"), speed.get("batch_size")
 
 
-def _seeds(record: Record) -> set[int]:
-    rows: Sequence[Mapping[str, Any]] = record.content.get("per_seed") or ()
-    return {int(row["seed"]) for row in rows} or {record.seed}
-
-
-def _shared(seeds: Sequence[int], num: int) -> tuple[int, int] | None:
+def _shared(seeds: Sequence[int], num: int | None) -> tuple[int, int] | None:
     """The first two of ascending ``seeds`` nearer than ``num``: their images overlap."""
-    near = [(a, b) for a, b in pairwise(seeds) if b - a < num]
+    near = [(a, b) for a, b in pairwise(seeds) if num is not None and b - a < num]
     return near[0] if near else None
 
 
 def _check_seeds(records: Sequence[Record]) -> None:
-    known: dict[int, Record] = {}
+    known: dict[int | None, Record] = {}
     for record in records:
-        for seed in sorted(_seeds(record)):
+        own: list[int | None] = [*sorted(record.seeds)]
+        for seed in own or [None]:
             if seed in known:
+                which = f"{known[seed].place} and {record.place} hold the same evaluation:"
+                if seed is None:
+                    path = record.model.get("path")
+                    raise UserError(f"{which} the images of {path}: give one of them")
                 raise UserError(
-                    f"{known[seed].place} and {record.place} hold the same evaluation: "
-                    f"{record.name}, steps {record.sampling.get('steps')}, seed {seed}: give one "
+                    f"{which} {record.name}, steps {record.steps}, seed {seed}: give one "
                     "of them, or evaluate with another seed"
                 )
             known[seed] = record
@@ -173,6 +181,8 @@ def _identity(record: Record) -> str:
     """A model by its weights, else its path, with its settings; numbers as 1.0, never 1."""
     model = record.model
     own = model.get("sha256") or model.get("path") or model.get("name")
-    settings: list[Any] = [record.sampling.get(name) for name in SETTINGS]
+    if record.of_images:  # equal images under two names are two rows, as other images of one name
+        own = [own, record.part("a").get("sha256"), record.seed is None]
+    settings: list[Any] = [record.steps, *(record.sampling.get(name) for name in SETTINGS)]
     numbers = [float(value) if finite(value) else value for value in settings]
     return json.dumps([own, *numbers], sort_keys=True)

@@ -9,6 +9,8 @@ from typing import Any
 from ...errors import UserError
 
 FORMAT = 1  # the newest that is understood
+IMAGES = "images"  # the protocol of two sets of images, A and the reference
+OF_SAMPLES = ("sampling.num", "sampling.seed")  # what images that were there already may lack
 
 
 def finite(value: Any) -> bool:
@@ -26,7 +28,15 @@ def check(place: str, content: Any) -> None:
             f"{place} was written by a newer stepdistill (its format is {version}, this one reads "
             f"{FORMAT}): update stepdistill"
         )
-    for name, (fits, words) in NEEDED.items():
+    if content.get("metric") == "fid" and "protocol" not in content:
+        raise UserError(
+            f"{place} is of stepdistill fid, whose lines do not say enough to be compared: measure "
+            "with stepdistill eval images A B --metrics fid --output FILE.json"
+        )
+    of_images = content.get("protocol") == IMAGES
+    needed = {name: own for name, own in NEEDED.items() if not (of_images and name in OF_SAMPLES)}
+    reference = {"reference": OBJECT} if of_images else {}
+    for name, (fits, words) in needed.items():
         value = _at(content, name)
         if value is None:
             raise UserError(f"{place} is no record of stepdistill eval: it lacks {name}")
@@ -34,7 +44,7 @@ def check(place: str, content: Any) -> None:
             raise UserError(f"{place} is damaged: its {name} is not {words}")
     if not (_at(content, "model.path") or _at(content, "model.name")):
         raise UserError(f"{place} is no record of stepdistill eval: it lacks model.path")
-    for name, (fits, words) in OPTIONAL.items():
+    for name, (fits, words) in {**NEEDED, **OPTIONAL, **reference}.items():
         value = _at(content, name)
         if value is not None and not fits(value):
             raise UserError(f"{place} is damaged: its {name} is not {words}")
@@ -131,6 +141,7 @@ OPTIONAL: dict[str, Check] = {
     "sampling.guidance_scale": (finite, "a number"),
     "sampling.told": TEXT,
     "sampling.told_sha256": TEXT,
+    "a": OBJECT,
     "extractors": (_are_objects, "objects by name"),
     "reference": (_are_objects, "objects by name"),
     "measured_on": (_are_texts_by_name, "texts by name"),

@@ -11,7 +11,6 @@ from .estimates import plain, written
 from .records import Record
 from .rows import Row, rows
 from .sections import Section, sections
-from .wording import listed
 
 DASH = "–"
 
@@ -57,6 +56,16 @@ class Table:
         return [row.label for row in self.rows]
 
     @property
+    def names(self) -> list[str]:
+        """Of the rows, beside their steps."""
+        return [row.name for row in self.rows]
+
+    @property
+    def marked(self) -> bool:
+        """Whether any value is the best of its column."""
+        return any(column.marks for column in self.columns)
+
+    @property
     def notes(self) -> list[str]:
         """All rows' notes, each once, in order: note i is numbered i + 1."""
         return list(dict.fromkeys(note for row in self.rows for note in row.notes))
@@ -72,7 +81,7 @@ class Table:
         return own + [cell(column, i) for column in self.columns]
 
     def verdicts(self) -> list[str]:
-        """For each metric, what can be said of its best value."""
+        """For each metric whose best value has an interval that tells, what can be said of it."""
         said = [column.verdict(self.labels) for column in self.metrics]
         return [words for words in said if words is not None]
 
@@ -83,29 +92,32 @@ class Table:
             "seeds": "Student's t over the seeds of a row",
             "standard error": "1.96 standard errors that the record gives, where no seeds tell it",
         }
+        how = "which of two such values is better may be chance"
+        if not self.section.records[0].of_images:
+            how += "; --repeats 3 gives an interval to each, --bootstrap 100 to Frechet distances"
         used = [words for by, words in ways.items() if any(one.by == by for one in found)]
         if not used:
-            return (
-                "No value has an interval, so differences may be chance: evaluate with several "
-                f"seeds, at least {self.section.records[0].num:,} apart."
-            )
+            return f"No value has an interval: {how}."
         bare = any(one.half is None for one in found)
-        without = (
-            " A value without ± has none: no seeds that differ, and no standard error recorded."
-        )
+        without = f" A value without ± has none: {how}."
         return f"± is a 95 % interval: {'; '.join(used)}.{without * bare}"
 
     def places(self) -> str:
         """Where the times were measured, in words; "" if none were."""
         timed = [row for row in self.rows if row.measured_on is not None]
+        if not timed:
+            return ""
         where = [(row.label, place(row, MS)) for row in timed]
-        if len({words for _, words in where}) <= 1:
-            counted = [str(r.records[0].part("speed").get("memory_of") or "") for r in timed]
-            named = listed(sorted({words for words in counted if words}))
-            memory = f", memory of {named}" if named else ""
-            return f"Times on {where[0][1]}{memory}." if where else ""
-        places = "; ".join(f"{label} on {words}" for label, words in where)
-        return f"Times measured in different places are not compared: {places}."
+        memory = [(row.label, row.memory_of) for row in timed if row.memory_of]
+        if len({words for _, words in where}) == 1:
+            said = f"Times were measured on {where[0][1]}."
+        else:
+            places = "; ".join(f"{label} on {words}" for label, words in where)
+            said = f"Times measured in different places are not compared: {places}."
+        if len({words for _, words in memory}) > 1:
+            each = "; ".join(f"for {label} to {words}" for label, words in memory)
+            return f"{said} Peak memory refers {each}."
+        return f"{said} Peak memory refers to {memory[0][1]}." if memory else said
 
 
 def tables(records: Sequence[Record], each_alone: bool) -> list[Table]:
