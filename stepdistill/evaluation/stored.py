@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import StepDistillError, UserError, first_line
 from ..files import flush
 from ..metrics.extractors.digits import DIGIT_FEATURES
 from ..metrics.features import Features, digest
@@ -79,8 +79,11 @@ def save_reference(
     }
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as aside:
         whole = Path(aside) / path.name
-        save_file({name: own.contiguous() for name, own in tensors.items()}, whole, told)
-        flush(whole)
+        try:
+            save_file({name: own.contiguous() for name, own in tensors.items()}, whole, told)
+            flush(whole)
+        except SafetensorError as error:  # of a full disk, which it tells by no errno
+            raise StepDistillError(f"could not write {path}: {first_line(error)}") from error
         whole.replace(path)
 
 

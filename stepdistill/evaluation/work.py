@@ -11,17 +11,20 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import differences, flush, hold
+from ..errors import UserError, first_line
+from ..files import differences, hold
+from .whole import save_whole, whole
 
 NO_REPEAT = -1  # of shards beside those that the moments are taken over
+UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)  # no metadata is None
 LEAST = 16  # samples a shard; what a kill loses at most, a process, where batches are small
 
 
@@ -67,7 +70,8 @@ class WorkFolder:
             file = self.path / "settings.json"
             now = json.loads(json.dumps(settings))
             if not file.exists():
-                file.write_text(json.dumps(now, indent=1) + "\n")
+                with whole(file) as aside:
+                    aside.write_text(json.dumps(now, indent=1) + "\n")
             elif (there := _settings(file)) != now:
                 raise UserError(
                     f"{self.path} holds an evaluation that was begun otherwise "
@@ -86,33 +90,33 @@ class WorkFolder:
         return self.path / f"{shard:06d}.safetensors"
 
     def write(self, shard: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Put a shard's results in place, complete or not at all."""
-        file = self.file(shard)
-        aside = file.with_suffix(".partial")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            aside,
-            {"facts": json.dumps(facts)},
-        )
-        flush(aside)
-        aside.replace(file)
+        """Put a shard's results in place, complete or not at all, with the hash of each tensor.
+
+        StepDistillError if there is no place for them.
+        """
+        told = {"facts": json.dumps(facts)}
+        hashes = {f"sha256 {name}": _hash(tensor) for name, tensor in tensors.items()}
+        save_whole(tensors, self.file(shard), {**told, **hashes})
 
     def read(self, shard: int, name: str) -> Tensor:
-        """One tensor of a shard. UserError for a file that is missing or damaged."""
+        """One tensor of a shard. UserError for a file that is missing, or not as it was written."""
         try:
             with safe_open(self.file(shard), "pt") as opened:
                 tensor: Tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{self.file(shard)} is missing or damaged ({error}): remove it and give the same "
-                "command again"
-            ) from error
+                hashed = opened.metadata()[f"sha256 {name}"]
+        except UNREADABLE as error:
+            raise self._damaged(shard, first_line(error)) from error
+        if _hash(tensor) != hashed:
+            raise self._damaged(shard, f"its {name} is not what was written")
         return tensor
 
     def facts(self, shard: int) -> dict[str, Any]:
-        """What was told of a shard when it was written."""
-        with safe_open(self.file(shard), "pt") as opened:
-            found: dict[str, Any] = json.loads(opened.metadata()["facts"])
+        """What was told of a shard when it was written. UserError as for :meth:`read`."""
+        try:
+            with safe_open(self.file(shard), "pt") as opened:
+                found: dict[str, Any] = json.loads(opened.metadata()["facts"])
+        except UNREADABLE as error:
+            raise self._damaged(shard, first_line(error)) from error
         return found
 
     def missing(self, shards: list[Shard]) -> list[Shard]:
@@ -122,6 +126,17 @@ class WorkFolder:
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.path)
+
+    def _damaged(self, shard: int, why: str) -> UserError:
+        return UserError(
+            f"{self.file(shard)} is missing or damaged ({why}): remove it and give the same "
+            "command again"
+        )
+
+
+def _hash(tensor: Tensor) -> str:
+    """SHA-256 of its bytes."""
+    return sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""``stepdistill eval`` against full disks, damaged work, wrong devices and wrong options.
+
+Each is a sentence, and what was finished is kept."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import run
+from safetensors.torch import load_file, save_file
+from test_fid_command import weights as weights
+from test_fid_command import write_student
+from tiny import tiny_teacher
+
+from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.stored import save_reference
+from stepdistill.evaluation.work import WorkFolder
+
+NUM = 40  # three shards of 16, 16 and 8 samples
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-step student of a random teacher of 8x8 grey images."""
+    place = tmp_path_factory.mktemp("models")
+    return write_student(tiny_teacher(place / "teacher"), place / "student")
+
+
+def fixed(output: Path, *more: object) -> tuple[object, ...]:
+    """The arguments of a short evaluation."""
+    return ("--protocol", "digits", "--num", NUM, "--batch_size", 8, "--output", output, *more)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> WorkFolder:
+    """A work folder with a shard in it."""
+    made = WorkFolder(tmp_path / "o.json.parts")
+    with made.held({}):
+        made.write(0, {"digits": torch.arange(12.0).reshape(3, 4)}, {"seconds": []})
+    return made
+
+
+@pytest.fixture
+def no_room() -> object:
+    """No file may grow past two kilobytes: as a full disk, without filling one."""
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def shut() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+
+    yield shut
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_shards_before(folder: WorkFolder, no_room: object) -> None:
+    """safetensors has an error of its own for it; nothing half-written stays."""
+    assert callable(no_room)
+    no_room()
+    with pytest.raises(
+        StepDistillError, match=r"could not write .*000001\.safetensors .*too large"
+    ):
+        folder.write(1, {"digits": torch.zeros(1000)}, {})
+    with pytest.raises(StepDistillError, match=r"could not write .*r\.safetensors: .*too large"):
+        save_reference_of(folder.path / "r.safetensors")
+    assert sorted(file.name for file in folder.path.iterdir()) == [
+        ".lock",
+        "000000.safetensors",
+        "settings.json",
+    ]
+    assert folder.read(0, "digits").shape == (3, 4)
+
+
+def save_reference_of(file: Path) -> None:
+    """Statistics of 64 features."""
+    from stepdistill.evaluation.measuring import Measured
+    from stepdistill.metrics.extractors import extractor
+    from stepdistill.metrics.frechet import Statistics
+
+    mean, covariance = torch.zeros(64, dtype=torch.float64), torch.eye(64, dtype=torch.float64)
+    measured = Measured(Statistics(mean, covariance, 9), {})
+    save_reference(file, measured, extractor("digits"), {})
+
+
+@pytest.mark.parametrize("damage", ["a bit", "NaN", "cut", "another file", "no hash"])
+def test_a_damaged_shard_is_named(folder: WorkFolder, damage: str) -> None:
+    """By its hash, whatever the damage makes of the numbers."""
+    file = folder.file(0)
+    whole = file.read_bytes()
+    if damage == "a bit":
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "NaN":
+        file.write_bytes(whole[:-4] + torch.tensor([float("nan")]).numpy().tobytes())
+    elif damage == "cut":
+        file.write_bytes(whole[:-1])
+    elif damage == "another file":
+        file.write_text("text")
+    else:
+        save_file(load_file(file), file)
+    with pytest.raises(UserError, match=r"000000\.safetensors is missing or damaged .*: remove it"):
+        folder.read(0, "digits")
+    if damage not in ("a bit", "NaN"):
+        with pytest.raises(UserError, match=r"000000\.safetensors is missing or damaged"):
+            folder.facts(0)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_full_disk(student: Path, tmp_path: Path) -> None:
+    """Exit code 1 and one sentence; with room again the same command goes on to the end."""
+    output = tmp_path / "o.json"
+    given = [str(one) for one in (student, *fixed(output, "--batch_size", 64))]
+    limited = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        f"from stepdistill.cli import main; main(['eval', *{given!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: could not write" in done.stderr
+    assert "000000.safetensors" in done.stderr
+    assert run("eval", *given) == 0
+    assert json.loads(output.read_text())["metrics"]["fid"] > 0
