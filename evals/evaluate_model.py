@@ -14,6 +14,7 @@ command again goes on where a killed one was. ``stepdistill eval images``, ``ref
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +24,17 @@ from accelerate import PartialState
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.draws import check_seed
-from stepdistill.errors import UserError
+from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.asked import device_of
 from stepdistill.evaluation.choices import BATCH, Asked
+from stepdistill.evaluation.engine import Engine
 from stepdistill.evaluation.evaluate import Evaluation
+from stepdistill.evaluation.kept import folder_for_features, keep_features
+from stepdistill.evaluation.measuring import Measured
 from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_protocol
-from stepdistill.evaluation.record import (
-    describe,
-    keep_features,
-    record_of,
-    settings_of,
-    write_record,
-)
+from stepdistill.evaluation.record import describe, record_of, settings_of, write_record
 from stepdistill.evaluation.subject import load_subject
+from stepdistill.evaluation.together import Together
 from stepdistill.evaluation.weights import named_weights
 from stepdistill.teachers import DTYPES
 
@@ -120,10 +120,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: Options) -> None:
     """UserError before the long work for whatever is wrong."""
-    protocol, asked = protocol_of(options), asked_of(options)
-    check_output(asked.output)
     state = PartialState(cpu=options.device == "cpu" or not torch.accelerator.is_available())
-    device = state.device if options.device is None else torch.device(options.device)
+    together = Together(state)
+    evaluation = together.do(lambda: prepared(options, state))
+    settings = settings_of(evaluation) if state.is_main_process else {}
+    with ExitStack() as held:
+
+        def begin() -> None:
+            if state.is_main_process:
+                held.enter_context(evaluation.work.held(settings))
+                evaluation.begin()
+
+        together.do(begin)
+        references = together.do(lambda: part_of(evaluation, state))
+        if not state.is_main_process:
+            return
+        if evaluation.work.stop.exists():
+            print(f"stopped; the same command goes on from {evaluation.work.path}")
+            return
+        check_whole(evaluation)
+        evaluation.check_images()
+        record = record_of(evaluation, references, settings, state.num_processes)
+        if options.keep_features is not None:
+            keep_features(evaluation, Path(options.keep_features))
+        write_record(record, evaluation.asked.output)
+        evaluation.work.remove()
+    print(describe(record))
+    print(evaluation.asked.output)
+
+
+def prepared(options: Options, state: PartialState) -> Evaluation:
+    """The model loaded and the evaluation checked. UserError for whatever is wrong."""
+    protocol, asked = protocol_of(options), asked_of(options)
+    if state.is_main_process:  # which alone writes there, and tries it with a file
+        check_output(asked.output)
+        if options.keep_features is not None:
+            folder_for_features(Path(options.keep_features))
+    named = options.device
+    device = state.device if named is None else torch.device(device_of(named))
     subject = load_subject(
         options.student,
         options.steps,
@@ -132,27 +166,34 @@ def run(options: Options) -> None:
         options.dtype,
         device,
     )
-    evaluation = Evaluation.of(subject, protocol, asked, device)
-    if not state.is_main_process:
-        state.wait_for_everyone()  # the work folder is there
-        evaluation.sample(state)
-        return
-    settings = settings_of(evaluation)
-    with evaluation.work.held(settings):
-        evaluation.begin()
-        state.wait_for_everyone()
-        references = evaluation.measure_references()  # what is wrong with them is said now
-        if not evaluation.sample(state):
-            print(f"stopped; the same command goes on from {evaluation.work.path}")
-            return
-        evaluation.check_images()
-        record = record_of(evaluation, references, settings, state.num_processes)
-        write_record(record, asked.output)
-        if options.keep_features is not None:
-            keep_features(evaluation, Path(options.keep_features))
-        evaluation.work.remove()
-    print(describe(record))
-    print(asked.output)
+    return Evaluation.of(subject, protocol, asked, device)
+
+
+@torch.no_grad()
+def part_of(evaluation: Evaluation, state: PartialState) -> dict[str, Measured]:
+    """This process's samples; the references first, which the main process measures.
+
+    A StepDistillError is noted as a stop too: the others leave after the shard they are in.
+    """
+    work = evaluation.work
+    try:
+        references = evaluation.measure_references() if state.is_main_process else {}
+        engine = Engine(evaluation.subject, evaluation.order, work, state, evaluation.groups)
+        engine.run(evaluation.shards)
+    except StepDistillError:
+        if work.path.is_dir():
+            work.stop.touch()
+        raise
+    return references
+
+
+def check_whole(evaluation: Evaluation) -> None:
+    """UserError if another process's part is not there."""
+    if missing := evaluation.work.missing(evaluation.shards):
+        raise UserError(
+            f"{evaluation.work.file(missing[0].number)} is not there, which another process wrote: "
+            "all processes must see the folder of the output"
+        )
 
 
 def protocol_of(options: Options) -> Protocol:

@@ -5,6 +5,7 @@ Each is a sentence, and what was finished is kept."""
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run
+from run_tiny import free_port
 from safetensors.torch import load_file, save_file
 from test_fid_command import weights as weights
 from test_fid_command import write_student
@@ -129,3 +131,99 @@ def test_the_command_on_a_full_disk(student: Path, tmp_path: Path) -> None:
     assert "000000.safetensors" in done.stderr
     assert run("eval", *given) == 0
     assert json.loads(output.read_text())["metrics"]["fid"] > 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "foo", "cuda:99"])
+def test_a_device_that_is_not_here(
+    device: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before anything is loaded."""
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert run("eval", student, *fixed(tmp_path / "o.json", "--device", device)) == 2
+    assert f"there is no device {device} here" in capsys.readouterr().err
+
+
+def test_features_go_where_they_can(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file is refused before the first sample."""
+    (tmp_path / "file").write_text("mine")
+    given = fixed(tmp_path / "o.json", "--keep_features", tmp_path / "file")
+    assert run("eval", student, *given) == 2
+    assert f"cannot write features to {tmp_path / 'file'}" in capsys.readouterr().err
+    assert not (tmp_path / "o.json.parts").exists()
+
+
+def test_a_record_means_that_the_features_are_there(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written first: where they cannot be, there is no record, and the work stays."""
+    output, features = tmp_path / "o.json", tmp_path / "features"
+    given = fixed(output, "--keep_features", features)
+    with monkeypatch.context() as patch:
+        patch.setattr("stepdistill.evaluation.kept.save_whole", refuse)
+        assert run("eval", student, *given) == 1
+    assert not output.exists()
+    assert len(list((tmp_path / "o.json.parts").glob("*.safetensors"))) == 3
+    assert run("eval", student, *given) == 0
+    assert output.exists()
+    assert [file.name for file in features.iterdir()] == ["digits.safetensors"]
+
+
+def refuse(*_: object) -> None:
+    """As a disk that fills up."""
+    raise StepDistillError("could not write")
+
+
+def two(student: Path, *given: object) -> list[tuple[int, str]]:
+    """(exit code, what is said) of two processes of one command."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "stepdistill.evals.evaluate_model",
+                *map(str, (student, *given)),
+            ],
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": str(port),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=240)[1] for process in ranks]
+    return [(process.returncode, own) for process, own in zip(ranks, said, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["settings", "reference", "protocol"])
+def test_two_processes_leave_with_one_sentence(wrong: str, student: Path, tmp_path: Path) -> None:
+    """Whether it is found by all, by the main one before the work, or in the middle of it."""
+    output = tmp_path / "o.json"
+    given, says = fixed(output, "--num", 400), "begun otherwise"
+    if wrong == "settings":
+        parts = tmp_path / "o.json.parts"
+        parts.mkdir()
+        (parts / "settings.json").write_text("{}")
+    elif wrong == "protocol":
+        given, says = fixed(output, "--protocol", "digit"), "there is no protocol digit"
+    else:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real" / "0.png").write_bytes(b"no image")
+        own = ("--protocol", "custom", "--features", "digits", "--reference", tmp_path / "real")
+        given, says = fixed(output, *own, "--num", 400), "0.png is not a readable image"
+    main, other = two(student, *given)
+    assert main[0] == other[0] == 2
+    assert says in main[1]
+    assert "error: " not in other[1]
+    assert "Traceback" not in main[1] + other[1]
+    assert not output.exists()

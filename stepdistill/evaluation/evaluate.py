@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..errors import UserError
 from ..metrics.scorers import SCORERS
 from ..metrics.scorers.lpips_distance import lpips_distance
 from .choices import Asked, chosen, compared, opened, replicates_of, told_by
-from .engine import Engine, Order
+from .engine import Order
 from .evidence import Shards
 from .groups import EACH, PROMPTS, Groups
 from .measures import Measure, PromptDiversity, Values
@@ -122,24 +121,6 @@ class Evaluation:
                     f"{folder} holds {there} images, and {count} were written: it was changed "
                     f"meanwhile; remove {self.work.path} and begin again"
                 )
-
-    @torch.no_grad()
-    def sample(self, state: PartialState) -> bool:
-        """This process's part, then wait for the others'; False if any was asked to stop.
-
-        The work folder must be there. UserError if another process's part does not appear in it.
-        """
-        engine = Engine(self.subject, self.order, self.work, state, self.groups)
-        finished = engine.run(self.shards)
-        state.wait_for_everyone()
-        if not finished or self.work.stop.exists():
-            return False
-        if state.is_main_process and (missing := self.work.missing(self.shards)):
-            raise UserError(
-                f"{self.work.file(missing[0].number)} is not there, which another process wrote: "
-                "all processes must see the folder of the output"
-            )
-        return True
 
     def found(self, references: Mapping[str, Measured]) -> Found:
         """What the measures say of each repeat."""

@@ -9,9 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from ..assets import Asset
 from ..errors import StepDistillError
 from ..files import flush
@@ -173,22 +170,6 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
             f"could not write the record {path} ({error}): mend that and give the same command "
             "again, the samples are kept"
         ) from error
-
-
-def keep_features(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write the features of each view's first repeat (N, D), and what they were made by."""
-    folder.mkdir(parents=True, exist_ok=True)
-    evidence, files = evaluation.repeat(0, {}), []
-    for measure in evaluation.measures:
-        if measure.view is None:
-            continue
-        features = evaluation.order.views[measure.view.key]
-        file = folder / f"{measure.view.key}.safetensors"
-        if file not in files:
-            whole = torch.cat(list(evidence.blocks(measure.view)))
-            save_file({"features": whole}, file, {"sha256": features.sha256})
-            files.append(file)
-    return files
 
 
 def describe(record: Mapping[str, Any]) -> str:
