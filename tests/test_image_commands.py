@@ -14,6 +14,10 @@ import torch
 from PIL import Image
 from test_eval_images import COLOURS, mean_and_row, noise, square, write, zipped
 from torch import Tensor
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kernel_mmd, kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchvision.transforms.functional import center_crop
 
 from evals.evaluate_images import main as evaluate
 from evals.make_reference import main as make_reference
@@ -21,13 +25,9 @@ from stepdistill.data.digits import digits
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.evaluation.archives import InFolder, content_sha256, open_pictures
 from stepdistill.evaluation.image_metrics import METRICS
-from stepdistill.evaluation.preprocess import centre_crop, centre_square
-from stepdistill.metrics.cmmd import cmmd
 from stepdistill.metrics.extractors import extractor
 from stepdistill.metrics.features import Features, eight_bit
-from stepdistill.metrics.inception_score import inception_score, shuffled
-from stepdistill.metrics.kid import kernel_distance
-from stepdistill.metrics.neighbours import neighbours
+from stepdistill.metrics.kid import draw_subsets
 
 
 def squares_of(x: Tensor) -> Tensor:
@@ -57,26 +57,65 @@ def small_extractors(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return asked
 
 
-def sets(place: Path, height: int = 20, width: int = 26) -> tuple[Path, Path]:
-    """Forty images, and sixty others somewhat alike."""
-    images = noise(100, height, width)
-    other = (images[40:].astype(float) * 0.9 + 20).clip(0, 255).astype(np.uint8)
-    return write(place / "a", images[:40]), write(place / "b", other)
+def sets(place: Path, first: int) -> tuple[Path, Path]:
+    """So many images, and the rest of a hundred, somewhat alike."""
+    images = noise(100, 20, 26)
+    other = (images[first:].astype(float) * 0.75 + 30).clip(0, 255).astype(np.uint8)
+    return write(place / "a", images[:first]), write(place / "b", other)
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return sets(tmp_path)
+    """Of forty images and of sixty."""
+    return sets(tmp_path, 40)
 
 
 def features_of(
     folder: Path,
     network: Callable[[Tensor], Tensor] = mean_and_row,
-    before: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
+    before: Callable[[Image.Image], Image.Image] = lambda image: image,
 ) -> Tensor:
     """By hand."""
     files = sorted(folder.iterdir())
-    return network(torch.stack([square(before(np.array(Image.open(file)))) for file in files]))
+    return network(torch.stack([square(np.array(before(Image.open(file)))) for file in files]))
+
+
+def density_and_coverage(x: Tensor, y: Tensor, nearest: int = 5) -> tuple[float, float]:
+    """As Naeem et al. 2020 write them, with all distances at once."""
+    a, b = x.double().numpy(), y.double().numpy()
+    radii = np.sort(np.linalg.norm(b[:, None] - b[None], axis=2), axis=1)[:, nearest]
+    inside = np.linalg.norm(a[:, None] - b[None], axis=2) < radii
+    return float(inside.sum() / (nearest * len(a))), float(inside.any(0).mean())
+
+
+def gaussian_discrepancy(x: Tensor, y: Tensor) -> float:
+    """CMMD with all pairs at once, of vectors of unit length (Jayasumana et al. 2024)."""
+    a, b = (
+        f.double().numpy() / np.linalg.norm(f.double().numpy(), axis=1)[:, None] for f in (x, y)
+    )
+
+    def mean(u: np.ndarray, v: np.ndarray) -> float:
+        return float(np.exp(-((u[:, None] - v[None]) ** 2).sum(2) / (2 * 10**2)).mean())
+
+    return 1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
+
+
+def others(x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
+    """The values of those metrics that torch-fidelity has; KID on the subsets that are drawn."""
+    x, y, size = x.double(), y.double(), min(len(x), len(y))
+    near = prc_features_to_metric(
+        x, y, prc_neighborhood=3, prc_batch_size=7, save_cpu_ram=False, verbose=False
+    )
+    logits = x @ CLASSES.double().T
+    drawn = draw_subsets(len(x), len(y), size, 100, seed)
+    cubic = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_coef0": 1}
+    subsets = [kernel_mmd(x[i].numpy(), y[j].numpy(), **cubic) for i, j in drawn]
+    return {
+        "kid": float(np.mean(subsets)),
+        "precision": near["precision"],
+        "recall": near["recall"],
+        "inception_score": isc_features_to_metric(logits, 10, True)["inception_score_mean"],
+    }
 
 
 def distance(x: Tensor, y: Tensor) -> float:
@@ -97,8 +136,8 @@ def run(*arguments: object, to: Path) -> dict[str, Any]:
 def test_every_metric(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All at once: each value is the metric's own of the features by hand, A first, and every
-    image is decoded once."""
+    """All at once: each value is torch-fidelity's or numpy's of the features by hand, A first, and
+    every image is decoded once."""
     opened: list[str] = []
     before = InFolder.open
     monkeypatch.setattr(
@@ -111,26 +150,40 @@ def test_every_metric(
     assert len(opened) == len(set(opened)) == 100
     x, y = (features_of(folder) for folder in folders)
     u, v = (features_of(folder, squares_of) for folder in folders)
-    near, tight = neighbours(x, y), record["metrics"]
-    patches = [features_of(folder, before=lambda p: centre_crop(p, 12)) for folder in folders]
+    patches = [features_of(folder, before=lambda i: center_crop(i, 12)) for folder in folders]
+    density, coverage = density_and_coverage(x, y)
     expected = {
         "fid": distance(x, y),
-        "kid": kernel_distance(x, y, seed=3).mean,
-        "precision": near.precision,
-        "recall": near.recall,
-        "density": near.density,
-        "coverage": near.coverage,
-        "inception_score": inception_score([x], CLASSES, shuffled(40)).mean,
+        **others(x, y, seed=3),
+        "density": density,
+        "coverage": coverage,
         "fd_dinov2": distance(u, v),
-        "cmmd": cmmd(u, v),
+        "cmmd": gaussian_discrepancy(u, v),
         "patch_fid": distance(*patches),
     }
-    assert tight == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
-    assert near.precision != near.recall
+    close = {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+    assert record["metrics"] == close
+    parts = ("precision", "recall", "density", "coverage")
+    assert len({expected[name] for name in parts}) == 4, "each is told from the others"
     assert record["details"]["kid"]["subset_size"] == 40
     keys = {"inception", "dinov2", "clip-336", "inception-crop12"}
     assert set(record["extractors"]) == keys
     assert "12" in record["extractors"]["inception-crop12"]["resize"]
+
+
+def test_the_kernel_distance_of_all(tmp_path: Path) -> None:
+    """With equal counts below 1,000 each subset is all of both: torch-fidelity's own KID of as many
+    gives the value, whatever either draws."""
+    a, b = sets(tmp_path, 50)
+    record = run(a, b, "--metrics", "kid", "--seed", 8, to=tmp_path / "kid.json")
+    x, y = (features_of(folder).double() for folder in (a, b))
+    theirs = kid_features_to_metric(
+        x, y, kid_subsets=3, kid_subset_size=50, rng_seed=1, verbose=False
+    )
+    expected = theirs["kernel_inception_distance_mean"]
+    assert record["metrics"]["kid"] == pytest.approx(expected, rel=1e-6)
+    assert record["details"]["kid"]["subset_size"] == 50
+    assert record["details"]["kid"]["deviation"] < 1e-6 * expected
 
 
 def hash_of(folder: Path) -> str:
@@ -174,7 +227,11 @@ def test_the_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
 def test_a_size(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Both sides are cut and resized before the extractor, which the record says."""
     record = run(*folders, "--size", 9, to=tmp_path / "size.json")
-    x, y = (features_of(folder, before=lambda p: centre_square(p, 9)) for folder in folders)
+
+    def small(image: Image.Image) -> Image.Image:
+        return center_crop(image, min(image.size)).resize((9, 9), Image.Resampling.LANCZOS)
+
+    x, y = (features_of(folder, before=small) for folder in folders)
     assert record["metrics"]["fid"] == pytest.approx(distance(x, y), rel=1e-6)
     assert "9" in record["extractors"]["inception-9px"]["resize"]
 

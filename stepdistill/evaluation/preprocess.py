@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
 from ..metrics.features import Pixels
 
 
@@ -29,21 +28,9 @@ def centre_square(pixels: Pixels, size: int) -> Pixels:
     return resized[:, :, None] if grey else resized
 
 
-def centre_crop(pixels: Pixels, size: int) -> Pixels:
-    """The ``size`` x ``size`` pixels in the middle, not resized. UserError for a smaller image."""
-    height, width = pixels.shape[:2]
-    if min(height, width) < size:
-        raise UserError(
-            f"an image of {width}x{height} holds no patch of {size}x{size}: give larger images, "
-            "or a smaller patch"
-        )
-    return _middle(pixels, size)
-
-
 def centre_patch(pixels: Pixels, size: int) -> Pixels:
-    """:func:`centre_crop`, but an image with a side below ``size`` whole.
-
-    What DMD2's patch FID does to the small photographs of COCO.
+    """The ``size`` x ``size`` pixels in the middle, not resized; an image with a side below
+    ``size`` is left whole, as DMD2's patch FID leaves the small photographs of COCO.
     """
     return pixels if min(pixels.shape[:2]) < size else _middle(pixels, size)
 
