@@ -47,7 +47,13 @@ def evaluations(folder: Path) -> list[str]:
         times = {"speed": {**SPEED, "ms_per_image": 1.2 * calls}}
         made.append(record(name, samples=tiles, **measured, **steps, **times))
     made[-1]["notes"] = ["Fewer images than <features>: it may not be compared."]
+    kid = {"deviation": 2e-4, "subsets": 100, "subset_size": 1000}
+    for one in made:
+        one["samples"]["told"] = [7 * seed % 10 for seed in one["samples"]["seeds"]]
+        one["details"] = {"kid": kid}
+        one["measured_on"] = dict.fromkeys(one["metrics"], "inception")
     large = samples(folder, "coco", [0, 1], 600)
+    large["told"] = ["a red fox", "a small boat on a lake between mountains, at the break of dawn"]
     prompts = {"sampling__told": "30,000 prompts in turn", "sampling__num": 30_000}
     made.append(record("sd", protocol="coco2014-30k", samples=large, **prompts, speed=None))
     return write(folder, *made)
@@ -82,6 +88,8 @@ def test_the_page_shows_each_row_and_what_may_not_be_compared(folder: Path) -> N
         "2.600 ± 0.039",
         "FID (lower is better): edm has the best value, distinguishable from every other.",
         "± is a 95 % interval",
+        "no interval of it: edm 0.00100 ± 0.00020, 100 subsets.",
+        "extractor of FID, KID and recall",
         "Times were measured on NVIDIA H100",
         "peak memory, GiB weights and activations",
         "Fewer images than <features>: it may not be compared.",
@@ -199,6 +207,29 @@ def test_rows_without_pictures_or_with_other_seeds_are_named(tmp_path: Path) -> 
     ]
 
 
+def test_what_the_pictures_were_told_stands_below_them(tmp_path: Path) -> None:
+    """Shortened, whole in the title; what only some rows say counts for all, and no more."""
+    prompt = "a photograph of a <red> fox that jumps over a lazy dog in the snow"
+    parts = [samples(tmp_path, name, [0, 1, 2, 3], 8) for name in "abc"]
+    told = [[prompt, 3, None, "x"], [prompt, 3, None, "y"], None]
+    given = [p if t is None else {**p, "told": t} for p, t in zip(parts, told, strict=True)]
+    records = [record(name, samples=part) for name, part in zip("abc", given, strict=True)]
+    made = tables(read_records(write(tmp_path, *records)), False)
+    found = grid(made[0].rows)
+    assert list(found.told) == [prompt, "class 3", "", None]
+    assert found.missing == ["Not all pictures of seed 3 were told the same."]
+    page = render(made)
+    short = "a photograph of a <red> fox that jumps over a…"
+    assert f'<td title="{html.escape(prompt)}">{html.escape(short)}</td>' in page
+    assert '<td title="class 3">class 3</td>' in page
+    assert "told the same:" not in words(page)
+    for own in given:
+        own.pop("told", None)
+    page = render(tables(read_records(write(tmp_path, *records)), False))
+    assert "<tfoot>" not in page
+    assert "One column is one seed, told the same." in words(page)
+
+
 def test_no_seed_in_common_is_said(tmp_path: Path) -> None:
     parts = [samples(tmp_path, "s", [0, 1], 8), samples(tmp_path, "t", [2, 3], 8)]
     records = [record(name, samples=part) for name, part in zip("ab", parts, strict=True)]
@@ -238,10 +269,12 @@ PROBE = """
   const plots = [...document.querySelectorAll("svg")].map((svg) => ({
     box: boxes(svg.parentElement, "svg")[0], labels: boxes(svg, "[id*=label-] text"),
     texts: boxes(svg, "text") }));
+  const options = boxes(document, ".option");
   const natural = [...document.querySelectorAll("img")].map((e) => e.naturalWidth);
   parent.postMessage({ width: innerWidth, needed: document.documentElement.scrollWidth,
     text: document.body.innerText, tables: boxes(document, "table.compared"),
     rows: boxes(document, "table.compared tr"), images: boxes(document, "img"), natural, plots,
+    options, grids: boxes(document, ".tiles"), paragraphs: boxes(document, "main p"),
   }, "*");
 });</script>
 """
@@ -278,12 +311,21 @@ def test_a_browser_lays_the_page_out(folder: Path, tmp_path: Path, scheme: str) 
         assert len(frame["plots"]) == 9
         assert len(frame["images"]) == 4 * MOST + 2
         assert {*frame["natural"]} == {32, LARGEST}
+        # the text is as wide as the table, and in a wide window the pictures fit beside each other
+        widths = [right - left for left, _, right, _ in frame["paragraphs"]]
+        assert max(widths) == min(widths)
+        if frame["width"] == 1400:
+            assert {right - left for left, _, right, _ in frame["tables"]} == {*widths}
+            assert max(right - left for left, _, right, _ in frame["grids"]) <= widths[0]
+        assert frame["options"]
+        assert all(bottom - top < 25 for _, top, _, bottom in frame["options"])
         for left, top, right, bottom in (*frame["rows"], *frame["images"]):
             assert min(right - left, bottom - top) > 15
         for plot in frame["plots"]:
             left, top, right, bottom = plot["box"]
             assert right - left > 300
             assert plot["labels"]
+            assert all(left <= one[0] and one[2] <= right for one in plot["texts"])
             for i, one in enumerate(plot["labels"]):
                 assert left <= one[0] <= one[2] <= right
                 assert top <= one[1] <= one[3] <= bottom

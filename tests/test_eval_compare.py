@@ -458,6 +458,26 @@ def test_the_minimum_of_three_stands_beside_no_single_value(tmp_path: Path) -> N
     assert table.rows[0].values["fid"].value == pytest.approx(2.1)
 
 
+def test_the_deviation_that_papers_print_is_no_interval(tmp_path: Path) -> None:
+    """It stands in a sentence of its own, at the record's own value, and moves no mark."""
+    kid = {"kid": {"deviation": 4e-4, "subsets": 100, "subset_size": 1000}}
+    metrics = {"kid": 1.5e-3, "inception_score": 9.5, "fid": 2.0}
+    score = {"inception_score": {"deviation": 0.12, "splits": 10}}
+    one = record("a", metrics=metrics, details=kid | score)
+    seeds = [
+        record("b", 50_000 * i, metrics={"kid": v}, details=kid) for i, v in enumerate((2e-3, 3e-3))
+    ]
+    [table] = compared(tmp_path, one, *seeds)
+    shape = "Papers print {} with the standard deviation over parts of one evaluation, which is no "
+    assert table.published() == [
+        shape.format("KID") + "interval of it: a 0.00150 ± 0.00040, 100 subsets; "
+        "b 0.00200 ± 0.00040, 100 subsets.",
+        shape.format("Inception Score") + "interval of it: a 9.50 ± 0.12, 10 splits.",
+    ]
+    assert table.rows[0].values["kid"].half is None
+    assert table.rows[1].values["kid"] == over_seeds([2e-3, 3e-3])
+
+
 # Two sets of images
 
 

@@ -22,6 +22,7 @@ from .placing import Box, placed
 WIDTH, HEIGHT = 4.6, 3.3  # inches
 SIZE = 9.5  # of labels, in points
 LONGEST = 24  # letters of a label; longer ones lose their middle
+NUMBERS = 3.0  # from the left edge, in points
 AROUND = 5.0  # half a marker with some air, in points
 
 
@@ -37,6 +38,7 @@ def draw(tradeoff: Tradeoff, title: str) -> Markup:
         _scale(axes, tradeoff)
         _points(axes, tradeoff)
         figure.draw_without_rendering()
+        _make_room(axes)
         _labels(axes, tradeoff)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata=NO_METADATA)
@@ -44,6 +46,15 @@ def draw(tradeoff: Tradeoff, title: str) -> Markup:
     named = "; ".join(f"{p.label} {short(p.cost)}, {short(p.quality.value)}" for p in kept)
     label = f"{tradeoff.metric.label} against {tradeoff.cost}. On the front: {named or 'none'}"
     return inline(written.getvalue(), title, label)
+
+
+def _make_room(axes: Axes) -> None:
+    """Move the left edge so far that the longest number beside it is whole."""
+    outside = axes.get_tightbbox()
+    assert outside is not None
+    frame, width = axes.get_position(), 72 * WIDTH
+    left = frame.x0 + max(0.0, NUMBERS - outside.x0) / width
+    axes.set_position((left, frame.y0, frame.x1 - left, frame.height))
 
 
 def _scale(axes: Axes, tradeoff: Tradeoff) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ...metrics.metric_names import MS, MS_ONE, Metric
 from ...pages import environment
@@ -16,7 +17,7 @@ from .facts import short
 from .front import Point, Tradeoff
 from .printed import heading
 from .records import Record
-from .samples import Grid, grid
+from .samples import Grid, grid, shortened
 from .tables import Table
 from .wording import device_words
 
@@ -53,11 +54,19 @@ def render(tables: Sequence[Table]) -> str:
         .render(
             shown=shown,
             open=OPEN,
+            shortened=shortened,
+            unbroken=unbroken,
             metrics=list(metrics.values()),
             names=list(dict.fromkeys(r.records[0].name for table in tables for r in table.rows)),
             records=[about(r) for table in tables for row in table.rows for r in row.records],
         )
     )
+
+
+def unbroken(words: str) -> Markup:
+    """``words`` with each option of a command, as --repeats 3, kept on one line."""
+    option = r'<code class="option">\g<0></code>'
+    return Markup(re.sub(r"--\w+ \d+", option, str(escape(words))))
 
 
 def _shown(number: int, table: Table) -> Shown:

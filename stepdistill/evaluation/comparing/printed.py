@@ -64,7 +64,9 @@ def _markdown(table: Table) -> str:
 
 def _below(table: Table) -> list[str]:
     notes = [f"[{i}] {note}" for i, note in enumerate(table.notes, start=1)]
-    return [line for line in (table.intervals(), table.places(), *notes) if line]
+    return [
+        line for line in (table.intervals(), table.places(), *table.published(), *notes) if line
+    ]
 
 
 def escaped(word: str) -> str:

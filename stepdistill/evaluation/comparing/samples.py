@@ -17,6 +17,7 @@ from .rows import Row
 from .wording import listed
 
 MOST = 8  # columns
+LETTERS = 48  # of what a picture was told
 LARGEST = 256  # pixels of a side; larger pictures are shrunk and stored as JPEG
 QUALITY = 88  # of the JPEG, in percent
 
@@ -33,11 +34,21 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """``rows`` of (label, a tile a seed); ``missing`` says in words which rows are not there."""
+    """``rows`` of (label, a tile a seed); ``missing`` says in words which rows are not there.
+
+    ``told`` is what the pictures of each seed were told, "" where that is nothing or not known, and
+    None where two rows were told different things.
+    """
 
     seeds: Sequence[int]
+    told: Sequence[str | None]
     rows: Sequence[tuple[str, Sequence[Tile]]]
     missing: Sequence[str]
+
+    @property
+    def alike(self) -> bool:
+        """Whether no picture was told anything else than the others of its column."""
+        return None not in self.told
 
     @property
     def shrunk(self) -> bool:
@@ -60,13 +71,41 @@ def grid(rows: Sequence[Row]) -> Grid:
     missing = [f"No samples were saved, or are left, for {listed(bare)}."] if bare else []
     if len(own) > 1 and most == 1:
         spans = (f"{label} has {min(files)} to {max(files)}" for label, files in own.items())
-        return Grid([], [], [*missing, f"No two models have a seed in common: {'; '.join(spans)}."])
+        return Grid(
+            [], [], [], [*missing, f"No two models have a seed in common: {'; '.join(spans)}."]
+        )
     shown = {label: files for label, files in own.items() if set(seeds) <= set(files)}
     others = [label for label in own if label not in shown]
     if others:
         missing.append(f"None of these seeds were saved for {listed(others)}.")
     tiles = [(label, [tile(files[seed]) for seed in seeds]) for label, files in shown.items()]
-    return Grid(seeds, tiles, missing)
+    told = [told_of([row for row in rows if row.label in shown], seed) for seed in seeds]
+    if None in told:
+        which = listed([str(seed) for seed, own in zip(seeds, told, strict=True) if own is None])
+        missing.append(f"Not all pictures of seed {which} were told the same.")
+    return Grid(seeds, told, tiles, missing)
+
+
+def told_of(rows: Sequence[Row], seed: int) -> str | None:
+    """What the pictures of ``seed`` were told, in words; "" if no row says, None if they differ."""
+    said = {words for row in rows for record in row.records if (words := _told(record, seed))}
+    return None if len(said) > 1 else "".join(said)
+
+
+def _told(record: Record, seed: int) -> str:
+    samples = record.part("samples")
+    told = dict(zip(samples.get("seeds") or (), samples.get("told") or (), strict=False)).get(seed)
+    if told is None:
+        return ""
+    return told if isinstance(told, str) else f"class {told}"
+
+
+def shortened(words: str) -> str:
+    """At most LETTERS letters, cut between words where there are any."""
+    if len(words) <= LETTERS:
+        return words
+    cut = words[: LETTERS - 1]
+    return f"{cut[: cut.rfind(' ')] if ' ' in cut else cut}…"
 
 
 def pictures(row: Row) -> dict[int, Path]:

@@ -94,6 +94,11 @@ def _are_seeds(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_whole, value))
 
 
+def _are_told(value: Any) -> bool:
+    fits = (_is_text(one) or _is_whole(one) or one is None for one in value or ())
+    return isinstance(value, list) and all(fits)
+
+
 def _are_repeats(value: Any) -> bool:
     rows: list[Any] = value if isinstance(value, list) else [None]
     return all(_are_numbers(row) and _is_whole(row.get("seed")) for row in rows)
@@ -155,5 +160,6 @@ OPTIONAL: dict[str, Check] = {
     "speed.memory_of": TEXT,
     "samples": OBJECT,
     "samples.folder": TEXT,
+    "samples.told": (_are_told, "a list of texts, whole numbers and nulls"),
     "samples.seeds": (_are_seeds, "a list of whole numbers"),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...metrics.metric_names import MS
 from .columns import BEST, LEVEL, Column, metric_columns, place, speed_columns
 from .estimates import plain, written
+from .published import published
 from .records import Record
 from .rows import Row, rows
 from .sections import Section, sections
@@ -101,6 +102,10 @@ class Table:
         bare = any(one.half is None for one in found)
         without = f" A value without ± has none: {how}."
         return f"± is a 95 % interval: {'; '.join(used)}.{without * bare}"
+
+    def published(self) -> list[str]:
+        """The deviations that papers print, each metric's in a sentence."""
+        return list(published(self.metrics, self.rows))
 
     def places(self) -> str:
         """Where the times were measured, in words; "" if none were."""
