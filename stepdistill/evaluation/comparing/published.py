@@ -30,7 +30,7 @@ def _of(row: Row, metric: str) -> str | None:
         details = record.part("details").get(metric, {})
         values, deviation = record.by_seed(metric), details.get("deviation")
         if values and finite(deviation):
-            value = values.get(record.seed, next(iter(values.values())))
+            value = next(iter(values.values()))  # of the first repeat, as are the details
             parts = (f", {details[n]} {n}" for n in ("subsets", "splits") if details.get(n))
             own = written(Estimate(value, deviation))
             return f"{row.label} {' ± '.join(filter(None, own))}{''.join(parts)}"
