@@ -105,7 +105,7 @@ def of_extractors(record: Record) -> Facts:
 
 
 def _says(record: Record) -> bool:
-    return bool(record.part("measured_on"))
+    return record.content.get("measured_on") is not None
 
 
 def _hash(reference: Mapping[str, Any]) -> str | None:
