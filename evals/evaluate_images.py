@@ -2,8 +2,8 @@
 
     stepdistill eval images samples/ real/                          # FID
     stepdistill eval images samples.npz VIRTUAL_imagenet256_labeled.npz --features inception-tf \\
-        --metrics fid,inception_score,precision_recall
-    stepdistill eval images samples/ val2014/ --size 256 --metrics fid,kid --output results.jsonl
+        --metrics fid inception_score precision_recall
+    stepdistill eval images samples/ val2014/ --size 256 --metrics fid kid --output results.jsonl
     stepdistill eval images samples/ photos/ --patch 299            # FID, and patch FID
 
 A and B each are images (a folder, a .zip, a .tar, an .npz as ADM writes them), a diffusers folder,
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.asked import check_least, sampling_of, writable
+from stepdistill.evaluation.asked import check_least, names_of, sampling_of, weights_for, writable
 from stepdistill.evaluation.comparison import compare_images, describe, looks, write_record
 from stepdistill.evaluation.image_metrics import METRICS, check_extractor, named
 from stepdistill.evaluation.sources import open_pair
 
-NOTE = "Metrics: " + "; ".join(f"{name}, {own.about}" for name, own in METRICS.items()) + "."
+NOTE = "\n".join(["metrics:", *(f"  {name:18} {own.about}" for name, own in METRICS.items())])
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Options:
     Args:
         a: an image folder or archive, a diffusers folder, "digits", or statistics
         b: the same, what A is compared with
-        metrics: names with commas between
+        metrics: one or more, see below
         features: the extractor: inception (clean-fid's resize), inception-tf (TensorFlow's, as EDM
             and ADM), digits, scenes, or dinov2 and clip-336 for what is no fid; default: digits
             where either side is "digits" or a model of 8x8 grey images, else inception
@@ -48,13 +48,14 @@ class Options:
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         workers: processes that decode images (default: one for each core)
         output: a .json file for the record, or any other to which it is added as a line
-        weights: of --features; default: where its environment variable says, or as it is found
+        weights: of --features, FILE or NAME=FILE; default: where its environment variable says, or
+            as it is found
         device: default: cuda if there is one
     """
 
     a: str
     b: str
-    metrics: str = "fid"
+    metrics: tuple[str, ...] = ("fid",)
     features: str | None = None
     size: int | None = None
     patch: int | None = None
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write the record."""
     settings = parse("stepdistill eval images", (Options,), {}, arguments, None, True, NOTE)
     options = settings.get(Options)
-    names = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    names = list(names_of(options.metrics))
     if options.patch is not None and "patch_fid" not in names:
         names.append("patch_fid")
     metrics = named(names)
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     digits = any(source.of_digits for source in pair)
     features = options.features or ("digits" if digits else "inception")
     check_extractor(names, features)
-    through = looks(metrics, features, options.weights, how.device, options.size, options.patch)
+    weights = weights_for(features, options.weights)
+    through = looks(metrics, features, weights, how.device, options.size, options.patch)
     record = compare_images(pair, metrics, through, options.seed)
     print(describe(record))
     if output is not None:

@@ -25,7 +25,7 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.draws import check_seed
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation.asked import device_of
+from stepdistill.evaluation.asked import device_of, names_of, weighed, weights_of
 from stepdistill.evaluation.choices import BATCH, Asked
 from stepdistill.evaluation.engine import Engine
 from stepdistill.evaluation.evaluate import Evaluation
@@ -33,9 +33,8 @@ from stepdistill.evaluation.kept import folder_for_features, keep_features
 from stepdistill.evaluation.measuring import Measured
 from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_protocol
 from stepdistill.evaluation.record import describe, record_of, settings_of, write_record
-from stepdistill.evaluation.subject import load_subject
+from stepdistill.evaluation.subject import SHAPE, load_subject
 from stepdistill.evaluation.together import Together
-from stepdistill.evaluation.weights import named_weights
 from stepdistill.teachers import DTYPES
 
 
@@ -55,13 +54,18 @@ class Options:
         anyway: use guidance_scale on a student too, which is trained to do without
         repeats: of all samples, with the seeds that follow; 3 for EDM's minimum of three
         batch_size: samples a call of the model; does not change what they are
-        metrics: default: the protocol's
+        metrics: one or more, see below; default: the protocol's
         prompts: a file of prompts, or a data set; default: the protocol's
         reference: images (a folder, .zip or .npz) or statistics; default: the protocol's
-        weights: of extractors and scorers, as NAME=PATH; default: what the environment names,
-            or the hub has
-        features: of the custom protocol: the extractor that distances are measured on
-        size: of the custom protocol: pixels that images are cut and resized to first
+        weights: of extractors and scorers, as NAME=PATH, see below; default: what the environment
+            names, or the hub has
+        features: of the custom protocol: the extractor that distances are measured on; default:
+            inception
+        size: of the custom protocol: pixels that images are cut and resized to first; default: as
+            they are
+        height: of a sample, in pixels, where its pipeline takes one; default: the pipeline's own
+        width: the same; default: the pipeline's own
+        frames: of a video, whose middle one is measured; default: the pipeline's own
         dtype: of the model's weights: float32, bfloat16 or float16
         images: a folder that all images are written to, as PNG
         keep_features: a folder that the features are written to
@@ -85,6 +89,9 @@ class Options:
     weights: tuple[str, ...] = ()
     features: str | None = None
     size: int | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
     dtype: str = "float32"
     images: str | None = None
     keep_features: str | None = None
@@ -97,6 +104,7 @@ class Options:
         if self.output is None:
             raise UserError("eval needs --output, the file of the record")
         least = {"num": 2, "repeats": 1, "batch_size": 1, "size": 1, "bootstrap": 0, "steps": 1}
+        least |= {"height": 1, "width": 1, "frames": 1}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
@@ -112,10 +120,24 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Sample, measure, write the record and print it."""
-    listed = [f"  {name:26} {make().about}" for name, make in PROTOCOLS.items()]
-    note = "\n".join(["protocols:", *listed])
-    options = parse("stepdistill eval", (Options,), {}, arguments, positional=True, note=note)
+    options = parse("stepdistill eval", (Options,), {}, arguments, positional=True, note=note())
     run(options.get(Options))
+
+
+def note() -> str:
+    """The names of protocols, metrics and weights, as they end --help."""
+    made = {name: make() for name, make in PROTOCOLS.items()}
+    listed = [f"  {name:26} {protocol.about}" for name, protocol in made.items()]
+    metrics = dict.fromkeys(name for protocol in made.values() for name in protocol.measures)
+    weights = dict.fromkeys(weighed().values())
+    return "\n".join(
+        [
+            "protocols:",
+            *listed,
+            f"metrics, as a protocol has them: {', '.join(metrics)}",
+            f"weights: {', '.join(weights)}",
+        ]
+    )
 
 
 def run(options: Options) -> None:
@@ -165,8 +187,15 @@ def prepared(options: Options, state: PartialState) -> Evaluation:
         options.anyway,
         options.dtype,
         device,
+        shape_of(options),
     )
     return Evaluation.of(subject, protocol, asked, device)
+
+
+def shape_of(options: Options) -> dict[str, int]:
+    """What was asked for of a sample's shape, as arguments of a pipeline's call."""
+    asked = {name: getattr(options, option) for name, option in SHAPE.items()}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 @torch.no_grad()
@@ -211,10 +240,10 @@ def asked_of(options: Options) -> Asked:
         seed=options.seed,
         repeats=options.repeats,
         batch_size=options.batch_size,
-        metrics=options.metrics,
+        metrics=names_of(options.metrics),
         prompts=options.prompts,
         reference=options.reference,
-        weights=named_weights(options.weights),
+        weights=weights_of(options.weights),
         images=None if options.images is None else Path(options.images),
         replicates=options.bootstrap,
     )

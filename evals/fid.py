@@ -21,7 +21,7 @@ from typing import Literal
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.asked import sampling_of, writable
+from stepdistill.evaluation.asked import sampling_of, weights_for, writable
 from stepdistill.evaluation.distance import choose_features, compare, describe
 from stepdistill.evaluation.sources import open_pair
 
@@ -46,7 +46,8 @@ class Options:
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         workers: processes that decode images (default: one for each core)
         output: a file to which the result is added, one line of JSON
-        weights: the file of Inception weights; default: $STEPDISTILL_INCEPTION, or clean-fid's copy
+        weights: the file of Inception weights, FILE or inception=FILE; default:
+            $STEPDISTILL_INCEPTION, or clean-fid's copy
         device: default: cuda if there is one
     """
 
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = None if options.output is None else writable(Path(options.output))
     how = sampling_of(options)
     pair = open_pair(options.a, options.b, how)
-    features = choose_features(pair, options.features, options.weights, how.device)
+    weights = weights_for(options.features or "inception", options.weights)
+    features = choose_features(pair, options.features, weights, how.device)
     record = compare(pair, features, options.seed)
     print(describe(record))
     if output is not None:

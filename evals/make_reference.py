@@ -21,7 +21,7 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
 from stepdistill.evaluation.archives import open_pictures
-from stepdistill.evaluation.asked import check_least, device_of, writable
+from stepdistill.evaluation.asked import check_least, device_of, weights_for, writable
 from stepdistill.evaluation.measuring import Reading, Want, measure_images
 from stepdistill.evaluation.stored import save_reference
 from stepdistill.evaluation.views import View
@@ -41,7 +41,8 @@ class Options:
         batch_size: images at a time (default: what suits the extractor)
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
         workers: processes that decode images (default: one for each core)
-        weights: default: where the extractor's environment variable says, or as it is found
+        weights: FILE or NAME=FILE; default: where the extractor's environment variable says, or
+            as it is found
         device: default: cuda if there is one
     """
 
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"there are no images at {options.data}: give a folder, .zip, .tar or .npz of them"
         )
     view = View(options.features, options.size, options.patch)
-    features = view.open(options.weights, device_of(options.device))
+    weights = weights_for(options.features, options.weights)
+    features = view.open(weights, device_of(options.device))
     if options.keep_features:
         check_room(output, 4 * len(pictures) * features.size)
     how = Reading(options.batch_size, options.skip_corrupt, options.workers)

@@ -10,6 +10,7 @@ byte, where its SHA-256 is known; a file of another name is somebody's own, and 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,7 +34,7 @@ class Asset:
     variable: str  # of the environment
     source: str
     sha256: str | None = None  # of ``file``; None where none is published
-    option: str = "--weights"
+    option: str = "--weights"  # as it is typed
 
     @property
     def on_hub(self) -> bool:
@@ -152,5 +153,10 @@ def _fetched(asset: Asset, get: Callable[[Asset, bool], Path]) -> Path:
     except Exception as error:  # no network, no such repository, no access, a full disk
         raise UserError(
             f"found no {asset.name}, and {asset.source} did not come from the hub "
-            f"({first_line(error)}): {_mend(asset)}"
+            f"({_cause(error)}): {_mend(asset)}"
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what the hub client says; more is advice to look at a traceback."""
+    return re.split(r"\.\s", first_line(error), maxsplit=1)[0].rstrip(".")

@@ -37,7 +37,7 @@ class Option:
         """Its line in --help, with what happens if it is left out."""
         if self.required:
             return f"{self.text} (required)"
-        if "default:" in self.text:
+        if "default:" in self.text or self.text.startswith("(needed)"):
             return self.text
         return f"{self.text} (default: {shown(default) if default != '' else 'none'})"
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,15 @@ class Help(DefaultHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)  # type: ignore[no-untyped-call]
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Each line of a note wrapped for itself: a list stays one."""
+        kept = []
+        for line in text.splitlines():
+            named = re.match(r" +\S+ {2,}", line)
+            after = indent + " " * (named.end() if named else 0)
+            kept += textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=after)
+        return "\n".join(kept)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help or ""

@@ -223,3 +223,27 @@ def test_a_download_goes_to_the_hubs_own_cache_and_is_said_once(
 def test_a_file_the_hub_does_not_have() -> None:
     with pytest.raises(UserError, match=r"owner/net did not come from the hub \(.*404"):
         find(replace(HUB, file="absent.bin"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("Cannot reach https://x.org/a: offline mode. Please unset it", "x.org/a: offline mode)"),
+        ("No files found.\nFor more check out the root cause", "(No files found)"),
+        ("", "(RuntimeError)"),
+    ],
+)
+def test_the_librarys_advice_is_left_out(
+    raised: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first sentence says what happened; the rest sends one to a traceback not shown."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(raised)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(UserError) as error:
+        find(HUB)
+    assert said in str(error.value)
+    assert "root cause" not in str(error.value)
+    assert "Please" not in str(error.value)

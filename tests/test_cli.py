@@ -126,6 +126,19 @@ def test_help_shows_the_words_placeholders_and_defaults(
         assert line in shown
 
 
+def test_a_note_keeps_its_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list at the end of --help stays one; a long line goes on below its own words."""
+    monkeypatch.setenv("COLUMNS", "40")
+    note = "names:\n  one    the first of them, of which much can be said\n  two    short"
+    with pytest.raises(SystemExit):
+        parse("program", (Example,), {}, ["--help"], note=note)
+    assert capsys.readouterr().out.endswith(
+        "names:\n  one    the first of them, of which\n         much can be said\n  two    short\n"
+    )
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
 def test_every_option_of_every_command_is_explained(
     program: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -135,7 +148,8 @@ def test_every_option_of_every_command_is_explained(
     assert run(*program, "--help") == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: stepdistill {' '.join(program)}")
-    entries = re.findall(r"^  (\S.*\n(?:    .*\n)*)", shown, re.MULTILINE)
+    listed = re.split(r"\n\n(?:protocols|metrics):\n", shown)[0]  # the note is not of options
+    entries = re.findall(r"^  (\S.*\n(?:    .*\n)*)", f"{listed}\n", re.MULTILINE)
     options = [" ".join(entry.split()) for entry in entries]
     assert len(options) > 3
     for option in options:
@@ -146,7 +160,9 @@ def test_every_option_of_every_command_is_explained(
             text = text.partition(" ")[2]  # the placeholder
         words = re.sub(r" ?\((required|default: .+)\)$", "", text)
         assert len(words) > 3, f"no words for {option}"
-        assert words != text or re.search(r"\bdefault:? \S", words), f"no default for {option}"
+        assert words != text or re.search(r"\bdefault:? \S|^\(needed\)", words), (
+            f"no default for {option}"
+        )
 
 
 def test_train_help_names_all_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,20 +9,32 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from commands import run
+from PIL import Image
 from run_tiny import free_port
 from safetensors.torch import load_file, save_file
+from test_eval_protocols import noise_images
 from test_fid_command import weights as weights
 from test_fid_command import write_student
 from tiny import tiny_teacher
+from tiny_pipelines import video as tiny_videos
 
+from stepdistill.assets import Asset
 from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.asked import weights_of
+from stepdistill.evaluation.protocols import PROTOCOLS
+from stepdistill.evaluation.protocols.general import TEXT_SCORES
 from stepdistill.evaluation.stored import save_reference
+from stepdistill.evaluation.subject import SHAPE, check_shape
 from stepdistill.evaluation.work import WorkFolder
+from stepdistill.metrics.extractors import EXTRACTORS
+from stepdistill.metrics.scorers import SCORERS
+from stepdistill.students import load_student
 
 NUM = 40  # three shards of 16, 16 and 8 samples
 
@@ -227,3 +239,168 @@ def test_two_processes_leave_with_one_sentence(wrong: str, student: Path, tmp_pa
     assert "error: " not in other[1]
     assert "Traceback" not in main[1] + other[1]
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["fid", "diversity"], ["fid", "diversity"]),
+        (["fid,diversity"], ["fid", "diversity"]),
+        (["[fid,diversity]"], ["fid", "diversity"]),
+        (["fid, diversity"], ["fid", "diversity"]),
+    ],
+)
+def test_metrics_have_one_syntax(
+    given: list[str], names: list[str], student: Path, tmp_path: Path
+) -> None:
+    """Words, commas, or a list, in both commands."""
+    output = tmp_path / "o.json"
+    assert run("eval", student, *fixed(output, "--metrics", *given)) == 0
+    assert set(names) <= json.loads(output.read_text())["metrics"].keys()
+    assert "class_accuracy" not in json.loads(output.read_text())["metrics"]
+    asked = [one.replace("diversity", "precision_recall") for one in given]
+    sides = (student, "digits", "--num", NUM, "--output", tmp_path / "images.json")
+    assert run("eval", "images", *sides, "--metrics", *asked) == 0
+    assert json.loads((tmp_path / "images.json").read_text())["metrics"].keys() == {
+        "fid",
+        "precision",
+        "recall",
+    }
+
+
+@pytest.mark.parametrize("command", ["eval", "images"])
+def test_no_metric_at_all(
+    command: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sentence, not everything or nothing."""
+    given = fixed(tmp_path / "o.json") if command == "eval" else ("digits",)
+    first = ("eval",) if command == "eval" else ("eval", "images")
+    for empty in ("", ",", "[]") if command == "images" else ("", ","):
+        assert run(*first, student, *given, "--metrics", empty) == 2
+        assert "metrics is empty: name some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["inception=a.pt"], {"inception": "a.pt", "inception-tf": "a.pt"}),
+        (["inception=a", "inception-tf=b"], {"inception": "a", "inception-tf": "b"}),
+        (["inception-tf=b", "inception=a"], {"inception": "a", "inception-tf": "b"}),
+        (["clip_score_vit_g_14=a=b.bin"], {"clip-vit-g-14": "a=b.bin"}),
+        (["lpips_diversity=a", "pickscore=b"], {"lpips": "a", "pickscore": "b"}),
+    ],
+)
+def test_names_of_weights(given: list[str], found: dict[str, str]) -> None:
+    """Of networks, or of the metrics that are of one."""
+    assert weights_of(given) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("nonsense=nofile", "there are no weights nonsense. They are named inception,"),
+        ("incepton=a.pt", "there are no weights incepton. Did you mean inception?"),
+        ("digits=a.pt", "there are no weights digits."),
+        ("a.pt", "weights are given as NAME=PATH, such as inception=FILE, got a.pt"),
+    ],
+)
+def test_weights_of_nothing(
+    given: str, said: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before anything is loaded."""
+    assert run("eval", student, *fixed(tmp_path / "o.json", "--weights", given)) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_sentence_of_missing_weights_can_be_typed(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it names works as it is, in each command that says it."""
+    for name in ("a", "b"):
+        noise_images(tmp_path / name, 3, (16, 16))
+    sides = (tmp_path / "a", tmp_path / "b")
+    commands = [("fid", *sides), ("eval", "images", *sides)]
+    commands += [("eval", "reference", "--data", sides[0], "--output", tmp_path / "r.safetensors")]
+    for command in commands:
+        assert run(*command, "--weights", tmp_path / "absent.pt") == 2
+        assert "name it with --weights inception=FILE, or" in capsys.readouterr().err
+        for typed in (f"inception={weights}", weights):
+            assert run(*command, "--weights", typed) == 0
+    assert run(*commands[1], "--weights", f"dinov2={weights}") == 2
+    assert "is not of inception, which is measured on" in capsys.readouterr().err
+
+
+def test_what_the_sentences_name_is_a_name_of_weights() -> None:
+    """Of every asset."""
+    weights_of_all = {**SCORERS, **EXTRACTORS, "lpips": None}
+    options = [asset.option for asset in every_asset()]
+    assert len(options) == 10
+    for option in options:
+        flag, _, named = option.partition(" ")
+        assert flag == "--weights"
+        assert named.partition("=")[0] in weights_of_all
+
+
+def every_asset() -> list[Asset]:
+    """Of weights, wherever one is named."""
+    modules = [own for name, own in sys.modules.items() if name.startswith("stepdistill.metrics.")]
+    found = [one for own in modules for one in vars(own).values() if isinstance(one, Asset)]
+    return list({id(one): one for one in found}.values())
+
+
+def test_help_lists_what_may_be_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protocols one a line, metrics and weights by their names; what is needed has no default."""
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("eval", "--help") == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    for name in PROTOCOLS:
+        assert len([line for line in lines if line.startswith(f"  {name} ")]) == 1
+    words = set(shown.replace(",", " ").split())
+    assert {*TEXT_SCORES, "lpips_diversity", "kid", "class_accuracy"} <= words
+    assert {*SCORERS, "dinov2", "lpips", "inception-tf"} <= words
+    assert "(needed)" in shown
+    for option in shown.replace("\n", " ").split(" --"):
+        assert not ("(needed)" in option and "(default:" in option)
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.slow
+def test_a_video_of_another_shape(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its pipeline takes goes to its call, and into the record."""
+    size = ("--height", 16, "--width", 32, "--frames", 5)
+    tiny_videos.wan_t2v().save_pretrained(tmp_path / "wan")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    real, output = noise_images(tmp_path / "real", 4, (16, 32)), tmp_path / "o.json"
+    own = ("--protocol", "custom", "--prompts", tmp_path / "prompts.txt", "--reference", real)
+    given = (*own, "--weights", f"inception={weights}", "--output", output, "--steps", 2)
+    images = ("--images", tmp_path / "images")
+    assert run("eval", tmp_path / "wan", *given, *size, *images) == 0
+    with Image.open(tmp_path / "images" / "000000.png") as image:
+        assert image.size == (32, 16)
+    record = json.loads(output.read_text())
+    assert record["model"]["call"] == {"height": 16, "width": 32, "num_frames": 5}
+    output.unlink()
+    assert run("eval", tmp_path / "wan", *given, "--height", 17, "--frames", 5) == 2
+    assert "cannot be sampled at height 17, frames 5: " in capsys.readouterr().err
+
+
+def test_a_shape_that_is_not_taken(
+    student: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a pipeline without such an argument, or by a student of one shape."""
+    assert run("eval", student, *fixed(tmp_path / "o.json", "--height", 16)) == 2
+    assert "takes no height: leave --height out" in capsys.readouterr().err
+    model = replace(load_student(student), call={"batch_size": 1})
+    check_shape("s", model, {"batch_size": 1})
+    monkeypatch.setitem(SHAPE, "batch_size", "batch")
+    with pytest.raises(UserError, match="always sampled at batch_size=1, as it was trained"):
+        check_shape("s", model, {"batch_size": 2})

@@ -9,6 +9,12 @@ from typing import Any
 from ..data.prompts import read_prompts
 from ..errors import UserError
 
+# what a damaged pickle ends in
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, AttributeError, IndexError, KeyError, TypeError),
+    pickle.UnpicklingError,
+)
+
 
 class _NamesNothing(pickle.Unpickler):
     """Lists, texts and numbers need no class: a file that names one is refused, not run."""
@@ -27,7 +33,7 @@ def prompts_in(file: str) -> tuple[str, ...]:
     try:
         with Path(file).open("rb") as opened:
             found = _NamesNothing(opened).load()
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{file} is no pickled list of prompts ({error}): write one prompt a line, as .txt"
         ) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import families
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..metrics.features import digest
 from ..plans import StepPlan
 from ..sources import folder_of, read_model_index
-from ..students import load_student
+from ..students import SampledByFamily, Student, load_student
 from .foreign import load_foreign
 
 NETWORKS = ("unet", "transformer", "transformer_2", "prior")  # what a network call is a call of
 WEIGHTS = (".safetensors", ".bin")
 CONFIGS = (".json", ".txt", ".model", ".py")  # scheduler, tokenizer, and what travels with them
+SHAPE = {"height": "height", "width": "width", "num_frames": "frames"}  # argument -> option
 Role = Literal["student", "teacher", "other"]
 
 
@@ -68,7 +69,10 @@ class Sampled(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model and how it is called; ``told`` goes to each call as it is."""
+    """A loaded model and how it is called; ``told`` goes to each call as it is.
+
+    ``shape`` are the arguments for the size of a sample, where one was asked for.
+    """
 
     source: str
     folder: Path
@@ -77,10 +81,23 @@ class Subject:
     steps: int
     guidance: dict[str, Any]
     dtype: str
+    shape: Mapping[str, int] = field(default_factory=dict)
 
     def sample(self, told: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1]; of videos (B, C, frames, H, W) the middle frames."""
-        x0 = self.model.sample(told, seeds, self.steps, len(seeds), **self.guidance)
+        """Images (B, C, H, W) in [-1, 1]; of videos (B, C, frames, H, W) the middle frames.
+
+        UserError for a shape that its pipeline refuses.
+        """
+        given = {**self.guidance, **self.shape}
+        try:
+            x0 = self.model.sample(told, seeds, self.steps, len(seeds), **given)
+        except ValueError as error:
+            if not self.shape:
+                raise
+            asked = ", ".join(f"{SHAPE[name]} {value}" for name, value in self.shape.items())
+            raise UserError(
+                f"{self.source} cannot be sampled at {asked}: {first_line(error)}"
+            ) from error
         return x0[:, :, x0.shape[2] // 2] if x0.ndim == 5 else x0
 
     @property
@@ -116,6 +133,7 @@ class Subject:
             "name": Path(self.source).name or self.source,
             "pipeline": type(self.model.pipeline).__name__,
             "role": self.role,
+            "call": {**_own(self.model), **self.shape},
             "sha256": self.weights(),
             "config_sha256": self._hashes(CONFIGS),
         }
@@ -144,10 +162,12 @@ def load_subject(
     anyway: bool = False,
     dtype: str = "float32",
     device: torch.device | str = "cpu",
+    shape: Mapping[str, int] | None = None,
 ) -> Subject:
     """Load a built-in name, a diffusers folder or a hub id, onto ``device``.
 
-    UserError for one that is missing or damaged, and for steps or guidance that it cannot take.
+    ``shape`` are arguments of its pipeline's call, by the names in SHAPE. UserError for one that is
+    missing or damaged, and for steps, guidance or a shape that it cannot take.
     """
     folder = folder_of(source)
     if not (folder / "model_index.json").is_file() and (folder / "student").is_dir():
@@ -167,10 +187,30 @@ def load_subject(
         model, role, own = load_foreign(folder, dtype), "other", None
     count = model.steps(own if steps is None else steps)
     guidance = model.guidance(guidance_scale, anyway)
+    check_shape(source, model, shape or {})
     model.pipeline.to(device)
     model.pipeline.set_progress_bar_config(disable=True)
     kind: Role = "other" if role == "other" else "student" if role == "student" else "teacher"
-    return Subject(source, folder, model, kind, count, guidance, dtype)
+    return Subject(source, folder, model, kind, count, guidance, dtype, shape or {})
+
+
+def check_shape(source: str, model: Sampled, shape: Mapping[str, int]) -> None:
+    """UserError for what its pipeline's call does not take, or a student was not trained at."""
+    kind, own = type(model.pipeline).__name__, _own(model)
+    takes = inspect.signature(model.pipeline.__call__).parameters
+    for name, value in shape.items():
+        if name not in takes or isinstance(model, SampledByFamily):
+            raise UserError(f"{source}, a {kind}, takes no {name}: leave --{SHAPE[name]} out")
+        if own.get(name, value) != value:
+            raise UserError(
+                f"{source} is always sampled at {name}={own[name]}, as it was trained: leave "
+                f"--{SHAPE[name]} out"
+            )
+
+
+def _own(model: Sampled) -> Mapping[str, Any]:
+    """The arguments that each call of a student of ours is made with."""
+    return model.call if isinstance(model, Student) else {}
 
 
 def _below(file: Path, folder: Path) -> str:

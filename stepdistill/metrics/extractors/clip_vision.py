@@ -26,6 +26,7 @@ CLIP_336 = Asset(
     source="openai/clip-vit-large-patch14-336",
     # huggingface.co/openai/clip-vit-large-patch14-336/blob/main/pytorch_model.bin
     sha256="c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",
+    option="--weights clip-336=FOLDER",
 )
 
 

@@ -26,6 +26,7 @@ DINOV2 = Asset(
     source="facebook/dinov2-large",
     # huggingface.co/facebook/dinov2-large/blob/main/model.safetensors
     sha256="399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23",
+    option="--weights dinov2=FOLDER",
 )
 
 

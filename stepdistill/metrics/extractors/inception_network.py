@@ -31,6 +31,7 @@ INCEPTION = Asset(
     "inception-2015-12-05.pt",
     # as crowsonkb/k-diffusion asks for, k_diffusion/evaluation.py
     sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    option="--weights inception=FILE",
 )
 STATE_DICT = Asset(
     name="Inception weights",
@@ -40,6 +41,7 @@ STATE_DICT = Asset(
     "weights-inception-2015-12-05-6726825d.pth",
     # its name carries the first eight digits; the rest from users' records of the release file
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    option="--weights inception=FILE",
 )
 DAMAGED = (
     RuntimeError,

@@ -33,6 +33,7 @@ HEAD = Asset(
     "STEPDISTILL_AESTHETIC",
     "https://github.com/christophschuhmann/improved-aesthetic-predictor",
     "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+    option="--weights aesthetic=FILE",
 )
 
 

@@ -29,6 +29,7 @@ WEIGHTS = Asset(
     "STEPDISTILL_HPSV2",
     "xswu/HPSv2",
     "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837",  # its upload, 697403c7
+    option="--weights hpsv2=FILE",
 )
 
 

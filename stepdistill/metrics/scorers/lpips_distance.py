@@ -30,6 +30,7 @@ BACKBONE = Asset(
     "STEPDISTILL_ALEXNET",
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    option="--weights lpips=FILE",
 )
 
 

@@ -31,6 +31,7 @@ WEIGHTS = Asset(
     "STEPDISTILL_CLIP_VIT_G_14",
     "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
     "6aac683f899159946bc4ca15228bb7016f3cbb1a2c51f365cba0b23923f344da",
+    option="--weights clip-vit-g-14=FILE",
 )
 
 

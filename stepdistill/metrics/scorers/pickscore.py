@@ -22,6 +22,7 @@ FOLDER = Asset(
     "STEPDISTILL_PICKSCORE",
     "yuvalkirstain/PickScore_v1",
     "ef31ef6fc5ff4d9bb90dd232df4e145887ba62c5a03aa2841415f8c25f18d52e",
+    option="--weights pickscore=FOLDER",
 )
 
 

@@ -22,6 +22,7 @@ FOLDER = Asset(
     "STEPDISTILL_CLIP_VIT_L_14",
     "openai/clip-vit-large-patch14",
     "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    option="--weights clip-torchmetrics=FOLDER",
 )
 
 
