@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,40 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from test_eval_whole import (
+    by_clean_fid,
+    by_torch_fidelity,
+    distance,
+    photographs,
+    published,
+    squares,
+)
+from test_extractors import fidelity as fidelity
+from test_extractors import of_fidelity
+from test_extractors import state_dict as state_dict
 from test_fid_command import weights as weights
+from test_image_commands import density_and_coverage
+from test_readme import README
+from test_scorers import Bare
 from tiny import tiny_teacher_folder, tiny_unet
 from tiny_clips import transformers_folder
 from tiny_pipelines import image as tiny_images
 from tiny_pipelines import video as tiny_videos
 from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics.multimodal import CLIPScore
 from torchvision.transforms.functional import center_crop
+from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
 from stepdistill.data.captioned_digits import Caption
 from stepdistill.errors import UserError
 from stepdistill.evaluation.engine import Engine, Order
 from stepdistill.evaluation.groups import GROUP, Groups
+from stepdistill.evaluation.image_metrics import Compared
+from stepdistill.evaluation.measures import Comparison, MeanScore, PromptDiversity
+from stepdistill.evaluation.measuring import Measured
 from stepdistill.evaluation.prompt_files import prompts_in
 from stepdistill.evaluation.protocols import PROTOCOLS, find_protocol
 from stepdistill.evaluation.subject import load_subject
@@ -43,10 +66,10 @@ from stepdistill.evaluation.told import labels_by_seed, prompts_in_turn
 from stepdistill.evaluation.views import View
 from stepdistill.evaluation.work import Shard, WorkFolder
 from stepdistill.metrics.caption_quality import measure_captioned
-from stepdistill.metrics.features import Pixels
-from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
+from stepdistill.metrics.features import Features, Pixels
+from stepdistill.metrics.frechet import Moments, Statistics
+from stepdistill.metrics.metric_names import METRICS
 from stepdistill.metrics.scorers.lpips_distance import ImageDistance
-from stepdistill.metrics.scorers.torchmetrics_clip_score import torchmetrics_clip_score
 from stepdistill.students import load_student
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -87,23 +110,6 @@ def pixels_in(folder: Path) -> list[Pixels]:
     return [np.array(Image.open(file).convert("RGB")) for file in sorted(folder.iterdir())]
 
 
-def squares_of_512(images: list[Pixels]) -> list[Pixels]:
-    """The middle of each as torchvision crops it, resized with PIL's LANCZOS."""
-    found = []
-    for pixels in images:
-        image = Image.fromarray(pixels)
-        square = center_crop(image, min(image.size))
-        found.append(np.array(square.resize((512, 512), Image.Resampling.LANCZOS)))
-    return found
-
-
-def statistics_of(view: View, weights: Path, images: list[Pixels]) -> Statistics:
-    """Of images through a view, had by hand."""
-    moments = Moments()
-    moments.add(view.open(str(weights), "cpu").of_pixels(images))
-    return Statistics.of(moments)
-
-
 def noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     """Real images of another size, as PNG."""
     draw = np.random.default_rng(0)
@@ -114,69 +120,167 @@ def noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
-def test_every_protocol_says_what_it_is() -> None:
-    """Each has a source, metrics of its own, and a default among them."""
-    for name, make in PROTOCOLS.items():
-        protocol = make()
-        assert protocol.name == name
-        assert protocol.source
-        assert set(protocol.default) <= set(protocol.measures)
+class Drawn:
+    """What twelve random samples leave behind: ``measures.Evidence`` of any extractor."""
+
+    num = 12
+
+    def compared(self, view: View) -> Compared:
+        draw = torch.Generator().manual_seed(0)
+        rows = [torch.randn(12, 8, generator=draw) for _ in range(2)]
+        sides = [Measured(Statistics.of(_moments(x)), {"path": ""}, x) for x in rows]
+        seen = Features(view.key, 8, "", "RGB", torch.as_tensor, lambda x: x, logits=torch.eye(8))
+        return Compared(sides[0], sides[1], seen, 0)
+
+    def scores(self, scorer: str) -> Tensor:
+        return torch.arange(12.0)
+
+    def groups(self) -> Tensor:
+        return torch.arange(3.0)
 
 
+def _moments(rows: Tensor) -> Moments:
+    moments = Moments()
+    moments.add(rows)
+    return moments
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_comparison_knows_every_value_of_a_protocol(name: str) -> None:
+    """Whatever it may write into a record has a direction and a convention in ``eval compare``, its
+    minimum too; and its default is among what may be asked for."""
+    protocol = find_protocol(name)
+    assert protocol.name == name
+    assert set(protocol.default) <= set(protocol.measures)
+    values: set[str] = set()
+    for measure in protocol.measures.values():
+        if isinstance(measure, (Comparison, MeanScore, PromptDiversity)):
+            values |= measure.values(Drawn()).keys()
+        else:  # of the built-in worlds, which have one value each
+            values.add(measure.name)
+    if protocol.minimum_of > 1:
+        values.add(f"fid_min_of_{protocol.minimum_of}")
+    assert values <= METRICS.keys()
+    assert "precision_recall" not in protocol.measures or {"precision", "recall"} <= values
+
+
+def test_the_readme_lists_every_protocol() -> None:
+    """Each with its count of samples, and none that is not there."""
+    listed = {}
+    for row in re.findall(r"^\| (`.*)\|$", README.split("| protocol | samples |")[1], re.MULTILINE):
+        names, counts, *_ = (cell.strip() for cell in row.split("|"))
+        found = re.findall(r"`([^`]+)`", names)
+        each = counts.split("; ") if ";" in counts else [counts] * len(found)
+        listed |= dict(zip(found, each, strict=True))
+        if len(listed) == len(PROTOCOLS):
+            break
+    own = {name: find_protocol(name).num for name in PROTOCOLS}
+    assert listed == {n: "yours" if count is None else f"{count:,}" for n, count in own.items()}
+
+
+@pytest.mark.slow
 def test_edm_and_the_least_of_three(weights: Path, tmp_path: Path, evaluate: Evaluate) -> None:
-    """CIFAR-10's: TensorFlow's resize, classes by image seed, the single value and the minimum."""
+    """CIFAR-10's: TensorFlow's resize by torch-fidelity, classes by image seed, the single value
+    and the minimum."""
     model = tiny_teacher_folder(
         tmp_path / "model", sample_size=32, in_channels=3, out_channels=3, num_class_embeds=11
     )
-    statistics = statistics_of(
-        View("inception-tf"), weights, pixels_in(noise_images(tmp_path / "real", 30, (32, 32)))
-    )
-    reference = tmp_path / "cifar10-32x32.npz"
-    np.savez(reference, mu=statistics.mean, sigma=statistics.covariance)
+    real = by_torch_fidelity(weights, pixels_in(noise_images(tmp_path / "real", 30, (32, 32))))
+    reference = published(tmp_path / "cifar10-32x32.npz", real)
     given = ("--reference", reference, "--weights", f"inception-tf={weights}", "--num", 10)
     more = ("--steps", 2, "--repeats", 3, "--images", tmp_path / "images")
     record = evaluate(model, "cifar10-edm", *given, *more)
-    images, values = pixels_in(tmp_path / "images"), []
-    for repeat in range(3):
-        own = statistics_of(View("inception-tf"), weights, images[10 * repeat : 10 * repeat + 10])
-        values.append(frechet_distance(own, statistics))
-    assert [one["fid"] for one in record["per_seed"]] == pytest.approx(values, rel=1e-6)
+    own = by_torch_fidelity(weights, pixels_in(tmp_path / "images"))
+    values = [distance(own[10 * i : 10 * i + 10], real) for i in range(3)]
+    assert [one["fid"] for one in record["per_seed"]] == pytest.approx(values, rel=1e-5)
     assert record["metrics"]["fid"] == record["per_seed"][0]["fid"]
     assert record["metrics"]["fid_min_of_3"] == min(one["fid"] for one in record["per_seed"])
     assert any("rank 9 at most" in note for note in record["notes"])
     assert any("not the published file" in note for note in record["notes"])
-    assert record["extractors"]["inception-tf"]["resize"]
+    resize = "to 299x299, TensorFlow 1's bilinear, no antialiasing (StyleGAN, EDM, ADM)"
+    assert record["extractors"]["inception-tf"]["resize"] == resize
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_edm_is_what_torch_fidelity_measures(
+    state_dict: Path, fidelity: Any, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    """Inception itself with random weights: torch-fidelity's features of the saved images, its
+    moments in the reference file, and its Frechet distance."""
+    model = tiny_teacher_folder(
+        tmp_path / "model", sample_size=32, in_channels=3, out_channels=3, num_class_embeds=11
+    )
+    real = pixels_in(photographs(tmp_path / "real", [(32, 32)] * 12))
+    theirs = fid_features_to_statistics(of_fidelity(fidelity, real)[0].double())
+    np.savez(tmp_path / "cifar10-32x32.npz", **theirs)
+    given = ("--reference", tmp_path / "cifar10-32x32.npz", "--num", 8, "--steps", 2)
+    more = ("--weights", f"inception-tf={state_dict}", "--images", tmp_path / "images")
+    record = evaluate(model, "cifar10-edm", *given, *more)
+    own = of_fidelity(fidelity, pixels_in(tmp_path / "images"))[0].double()
+    found = fid_statistics_to_metric(fid_features_to_statistics(own), theirs, verbose=False)
+    expected = found["frechet_inception_distance"]
+    assert record["metrics"]["fid"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_text_to_image_resizes_and_crops(
     weights: Path, tmp_path: Path, text_model: Path, prompts: Path, evaluate: Evaluate
 ) -> None:
     """DMD2's SDXL protocol: both sides square at 512 pixels for the distance, their centre of 299
-    pixels, or all of a smaller image, for the patches'."""
-    real = noise_images(tmp_path / "real", 6, (20, 28))
+    pixels, or all of a smaller image, for the patches'. Each value by clean-fid's features of what
+    PIL makes of the images; with equal counts a subset of KID is all of them."""
+    real, images = noise_images(tmp_path / "real", 9, (20, 28)), tmp_path / "images"
+    seen = load_subject(str(text_model), steps=2).sample(["a picture"] * 5, range(500, 505))
+    for i, x0 in enumerate(seen):  # some that are like the samples, so that no share is 0
+        pixels = ((x0.clamp(-1, 1) + 1) * 125).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).resize((28, 20), Image.Resampling.BICUBIC).save(real / f"{i}.png")
     given = ("--reference", real, "--weights", f"inception={weights}", "--prompts", prompts)
-    more = ("--steps", 2, "--num", 5, "--metrics", "fid", "patch_fid", "kid", "precision_recall")
+    more = ("--steps", 2, "--num", 9, "--metrics", "fid", "patch_fid", "kid", "precision_recall")
     more = (*more, "density_coverage")
-    record = evaluate(text_model, "coco10k-sdxl", *given, *more, "--images", tmp_path / "images")
-    samples, theirs = pixels_in(tmp_path / "images"), pixels_in(real)
-    for name, prepared in (("fid", squares_of_512), ("patch_fid", list)):  # 299 holds all of these
-        sides = [
-            statistics_of(View("inception"), weights, prepared(images))
-            for images in (samples, theirs)
-        ]
-        assert record["metrics"][name] == pytest.approx(frechet_distance(*sides), rel=1e-5)
-    assert {"kid", "precision", "recall", "density", "coverage"} <= record["metrics"].keys()
+    record = evaluate(text_model, "coco10k-sdxl", *given, *more, "--images", images)
+    large = [squares(folder, tmp_path / f"{folder.name}512", 512) for folder in (images, real)]
+    own, theirs = (by_clean_fid(weights, folder) for folder in large)
+    x, y = torch.from_numpy(own), torch.from_numpy(theirs)
+    kid = kid_features_to_metric(x, y, kid_subsets=2, kid_subset_size=9, verbose=False)
+    near = prc_features_to_metric(
+        x, y, prc_neighborhood=3, prc_batch_size=4, save_cpu_ram=False, verbose=False
+    )
+    density, coverage = density_and_coverage(x, y)
+    expected = {
+        "fid": distance(own, theirs),
+        # 299 pixels hold all of these
+        "patch_fid": distance(*(by_clean_fid(weights, folder) for folder in (images, real))),
+        "kid": kid["kernel_inception_distance_mean"],
+        "precision": near["precision"],
+        "recall": near["recall"],
+        "density": density,
+        "coverage": coverage,
+    }
+    assert record["metrics"] == {
+        name: pytest.approx(value, rel=1e-5) for name, value in expected.items()
+    }
+    assert all(expected[name] > 0 for name in ("precision", "recall", "density", "coverage"))
+    words = record["extractors"]["inception-512px"]["resize"]
+    assert words.startswith("centre square, LANCZOS to 512; to 299x299, antialiased bicubic")
+    words = record["extractors"]["inception-crop299"]["resize"]
+    assert words.startswith("centre crop to 299; to 299x299, antialiased bicubic")
     assert record["sampling"]["told"] == "7 prompts in turn"
     assert record["sampling"]["guidance_scale"] == 7.5
     assert record["model"]["role"] == "teacher"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 def test_scores_of_prompts(
-    weights: Path, tmp_path: Path, text_model: Path, prompts: Path, evaluate: Evaluate
+    sign: int, weights: Path, tmp_path: Path, text_model: Path, prompts: Path, evaluate: Evaluate
 ) -> None:
-    """torchmetrics' form of COCO: the mean of its scores of the very images and their prompts, with
-    the standard error of a mean."""
+    """torchmetrics' form of COCO: what its own CLIPScore says of the saved images and their
+    prompts, and the standard error of the mean before it clips that at 0: cosines are of either
+    ``sign`` here."""
     clip = transformers_folder(tmp_path / "clip")
+    model = Bare.from_pretrained(clip).eval()
+    model.visual_projection.weight.data.mul_(-sign)
+    model.save_pretrained(clip)
     real = noise_images(tmp_path / "real", 6, (20, 20))
     given = ("--reference", real, "--prompts", prompts, "--steps", 1, "--num", 9)
     files = ("--weights", f"inception-tf={weights}", f"clip-torchmetrics={clip}")
@@ -184,11 +288,20 @@ def test_scores_of_prompts(
         text_model, "coco2014-30k-torchmetrics", *given, *files, "--images", tmp_path / "images"
     )
     told = (prompts.read_text().splitlines() * 2)[:9]
-    images = pixels_in(tmp_path / "images")
-    scores = torchmetrics_clip_score(str(clip)).of_pixels(images, told).double()
+    tokenizer = CLIPTokenizer.from_pretrained(clip)
+    processor = CLIPProcessor(CLIPImageProcessorPil.from_pretrained(clip), tokenizer)
+    metric, each = CLIPScore(lambda: (model, processor)), []
+    images = [torch.from_numpy(p).permute(2, 0, 1) for p in pixels_in(tmp_path / "images")]
+    for image, prompt in zip(images, told, strict=True):
+        metric.reset()
+        metric.update(image, prompt)
+        each.append(float(metric.score))
+    metric.reset()
+    metric.update(images, told)
     name = "clip_score_torchmetrics"
-    assert record["metrics"][name] == pytest.approx(max(0.0, float(scores.mean())), rel=1e-5)
-    assert record["errors"][name] == pytest.approx(float(scores.std()) / 3, rel=1e-4)
+    assert record["metrics"][name] == pytest.approx(float(metric.compute()), rel=1e-5)
+    assert np.mean(each) * sign > 1
+    assert record["errors"][name] == pytest.approx(float(np.std(each, ddof=1)) / 3, rel=1e-4)
     assert "clip-torchmetrics" in record["extractors"]
     assert any("no hash of the protocol's prompts" in note for note in record["notes"])
 
