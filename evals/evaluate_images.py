@@ -20,10 +20,11 @@ from pathlib import Path
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.asked import check_least, names_of, sampling_of, weights_for, writable
+from stepdistill.evaluation.asked import check_least, names_of, sampling_of, writable
 from stepdistill.evaluation.comparison import compare_images, describe, looks, write_record
 from stepdistill.evaluation.image_metrics import METRICS, check_extractor, named
 from stepdistill.evaluation.sources import open_pair
+from stepdistill.evaluation.weights import weights_for
 
 NOTE = "\n".join(["metrics:", *(f"  {name:18} {own.about}" for name, own in METRICS.items())])
 

@@ -25,7 +25,7 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.draws import check_seed
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation.asked import device_of, names_of, weighed, weights_of
+from stepdistill.evaluation.asked import device_of, names_of
 from stepdistill.evaluation.choices import BATCH, Asked
 from stepdistill.evaluation.engine import Engine
 from stepdistill.evaluation.evaluate import Evaluation
@@ -35,6 +35,7 @@ from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_p
 from stepdistill.evaluation.record import describe, record_of, settings_of, write_record
 from stepdistill.evaluation.subject import SHAPE, load_subject
 from stepdistill.evaluation.together import Together
+from stepdistill.evaluation.weights import weighed, weights_of
 from stepdistill.teachers import DTYPES
 
 

@@ -21,9 +21,10 @@ from typing import Literal
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.asked import sampling_of, weights_for, writable
+from stepdistill.evaluation.asked import sampling_of, writable
 from stepdistill.evaluation.distance import choose_features, compare, describe
 from stepdistill.evaluation.sources import open_pair
+from stepdistill.evaluation.weights import weights_for
 
 
 @dataclass(frozen=True)

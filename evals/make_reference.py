@@ -21,10 +21,11 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
 from stepdistill.evaluation.archives import open_pictures
-from stepdistill.evaluation.asked import check_least, device_of, weights_for, writable
+from stepdistill.evaluation.asked import check_least, device_of, writable
 from stepdistill.evaluation.measuring import Reading, Want, measure_images
 from stepdistill.evaluation.stored import save_reference
 from stepdistill.evaluation.views import View
+from stepdistill.evaluation.weights import weights_for
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from tiny_pipelines import video as tiny_videos
 
 from stepdistill.assets import Asset
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation.asked import weights_of
 from stepdistill.evaluation.protocols import PROTOCOLS
 from stepdistill.evaluation.protocols.general import TEXT_SCORES
 from stepdistill.evaluation.stored import save_reference
 from stepdistill.evaluation.subject import SHAPE, check_shape
+from stepdistill.evaluation.weights import weights_of
 from stepdistill.evaluation.work import WorkFolder
 from stepdistill.metrics.extractors import EXTRACTORS
 from stepdistill.metrics.scorers import SCORERS

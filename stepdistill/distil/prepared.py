@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..evaluation.choices import compared
 from ..evaluation.image_metrics import METRICS
 from ..evaluation.references import Reference, load_reference
-from ..evaluation.weights import named_weights
+from ..evaluation.weights import weights_of
 from ..metrics.features import Features
 from ..metrics.frechet import few_samples
 from .measuring import Measuring
@@ -41,7 +41,7 @@ def prepare_measuring(
     """
     if num < 4:
         raise UserError(f"evaluate_samples must be at least 4 to be measured, got {num}")
-    name, weights = own.features or default_features(told), named_weights(own.weights)
+    name, weights = own.features or default_features(told), weights_of(own.weights)
     by_teacher = not own.reference
     wanted = Wanted.of(own.metrics or DEFAULT, name, weights, by_teacher, told)
     networks = _opened(wanted, accelerator)
