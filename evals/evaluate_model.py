@@ -58,6 +58,8 @@ class Options:
         metrics: one or more, see below; default: the protocol's
         prompts: a file of prompts, or a data set; default: the protocol's
         reference: images (a folder, .zip or .npz) or statistics; default: the protocol's
+        skip_corrupt: leave unreadable images of the reference out (they are counted) instead of
+            stopping
         weights: of extractors and scorers, as NAME=PATH, see below; default: what the environment
             names, or the hub has
         features: of the custom protocol: the extractor that distances are measured on; default:
@@ -87,6 +89,7 @@ class Options:
     metrics: tuple[str, ...] = ()
     prompts: str | None = None
     reference: tuple[str, ...] = ()
+    skip_corrupt: bool = False
     weights: tuple[str, ...] = ()
     features: str | None = None
     size: int | None = None
@@ -247,6 +250,7 @@ def asked_of(options: Options) -> Asked:
         weights=weights_of(options.weights),
         images=None if options.images is None else Path(options.images),
         replicates=options.bootstrap,
+        skip_corrupt=options.skip_corrupt,
     )
 
 

@@ -404,3 +404,20 @@ def test_a_shape_that_is_not_taken(
     monkeypatch.setitem(SHAPE, "batch_size", "batch")
     with pytest.raises(UserError, match="always sampled at batch_size=1, as it was trained"):
         check_shape("s", model, {"batch_size": 2})
+
+
+def test_a_corrupt_reference_image(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence's own mend works, and the record counts what was left out."""
+    real, output = noise_images(tmp_path / "real", 4, (8, 8)), tmp_path / "o.json"
+    (real / "corrupt.png").write_bytes(b"no image")
+    own = ("--protocol", "custom", "--features", "digits", "--reference", real)
+    given = ("eval", student, *fixed(output), *own)
+    assert run(*given) == 2
+    assert "corrupt.png is not a readable image" in (said := capsys.readouterr().err)
+    assert "give --skip_corrupt" in said
+    assert run(*given, "--skip_corrupt") == 0
+    [reference] = json.loads(output.read_text())["reference"].values()
+    assert reference["num_samples"] == 4
+    assert reference["skipped"] == 1
