@@ -40,7 +40,6 @@ class Asked:
     weights: Mapping[str, str] = field(default_factory=dict)
     images: Path | None = None
     replicates: int | None = None
-    skip_corrupt: bool = False
 
 
 def chosen(protocol: Protocol, names: Sequence[str]) -> list[Measure]:
