@@ -77,7 +77,7 @@ def plain(pixels: Pixels) -> Tensor:
 
 CASES = (
     Case(64, 5_000, 32, plain, "none"),
-    Case(256, 300, 16, clean, "to 299x299, clean-fid's"),
+    Case(256, 1_000, 16, clean, "to 299x299, clean-fid's"),
 )
 
 

@@ -23,7 +23,7 @@ from evals.fid import main
 from stepdistill.cli import guarded
 from stepdistill.data.digits import digits
 from stepdistill.errors import NonFiniteError, UserError
-from stepdistill.evaluation.archives import in_folder
+from stepdistill.evaluation.archives import content_sha256, in_folder
 from stepdistill.evaluation.images import decode
 from stepdistill.evaluation.measuring import Reading, Want, measure_images
 from stepdistill.metrics.extractors import extractor, inception
@@ -143,8 +143,9 @@ def test_two_folders(
         record = fid(a, b, "--features", "digits", "--batch-size", batch_size)
         assert record["fid"] == pytest.approx(expected, rel=1e-5)
     own = {"kind": "images", "path": str(a), "num_samples": 90, "seed": None, "skipped": 0}
-    assert record["a"] == own
-    assert record["b"] == {**own, "path": str(b), "num_samples": 70}
+    shas = [content_sha256(in_folder(folder)) for folder in folders]
+    assert record["a"] == {**own, "sha256": shas[0]}
+    assert record["b"] == {**own, "path": str(b), "num_samples": 70, "sha256": shas[1]}
     assert (record["metric"], record["features"]) == ("fid", "digits")
     assert record["features_sha256"] == digit_features().sha256
     assert record["versions"]["torch"] == version("torch")
