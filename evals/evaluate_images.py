@@ -21,10 +21,10 @@ from pathlib import Path
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.evaluation.asked import check_least, names_of, sampling_of, writable
-from stepdistill.evaluation.comparison import compare_images, describe, looks, write_record
-from stepdistill.evaluation.image_metrics import METRICS, check_extractor, named
+from stepdistill.evaluation.comparison import Through, compare, describe
+from stepdistill.evaluation.image_metrics import METRICS, named
 from stepdistill.evaluation.sources import open_pair
-from stepdistill.evaluation.weights import weights_for
+from stepdistill.evaluation.written import add_record, write_record
 
 NOTE = "\n".join(["metrics:", *(f"  {name:18} {own.about}" for name, own in METRICS.items())])
 
@@ -78,20 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = list(names_of(options.metrics))
     if options.patch is not None and "patch_fid" not in names:
         names.append("patch_fid")
-    metrics = named(names)
+    named(names)
     check_least(options, {"size": 1, "patch": 1})
     output = None if options.output is None else writable(Path(options.output))
     how = sampling_of(options)
     pair = open_pair(options.a, options.b, how)
-    digits = any(source.of_digits for source in pair)
-    features = options.features or ("digits" if digits else "inception")
-    check_extractor(names, features)
-    weights = weights_for(features, options.weights)
-    through = looks(metrics, features, weights, how.device, options.size, options.patch)
-    record = compare_images(pair, metrics, through, options.seed)
+    through = Through(options.features, options.weights, options.size, options.patch, how.device)
+    record = compare(pair, names, through, options.seed)
     print(describe(record))
     if output is not None:
-        write_record({**record, "device": how.device}, output)
+        write = write_record if output.suffix == ".json" else add_record
+        write({**record, "device": how.device}, output)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ from stepdistill.evaluation.evaluate import Evaluation
 from stepdistill.evaluation.kept import folder_for_features, keep_features
 from stepdistill.evaluation.measuring import Measured
 from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_protocol
-from stepdistill.evaluation.record import describe, record_of, settings_of, write_record
+from stepdistill.evaluation.record import describe, record_of, settings_of
 from stepdistill.evaluation.subject import SHAPE, load_subject
 from stepdistill.evaluation.together import Together
 from stepdistill.evaluation.weights import weighed, weights_of
+from stepdistill.evaluation.written import write_record
 from stepdistill.teachers import DTYPES
 
 

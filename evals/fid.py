@@ -1,5 +1,7 @@
 """The Frechet distance between two sets of images: folders, models, references.
 
+The short form of ``stepdistill eval images``, which has the other metrics.
+
     stepdistill fid runs/dmd2/student digits               # the built-in world, on its classifier
     python -m stepdistill.evals.fid images/ real/ --weights inception-2015-12-05.pt
     python -m stepdistill.evals.fid student/ reference.npz --num 50000 --output fid.jsonl
@@ -13,7 +15,6 @@ EDM times, 2 n - 1 network calls in n steps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from typing import Literal
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.evaluation.asked import sampling_of, writable
-from stepdistill.evaluation.distance import choose_features, compare, describe
+from stepdistill.evaluation.comparison import Through, compare
+from stepdistill.evaluation.short import describe, short
 from stepdistill.evaluation.sources import open_pair
-from stepdistill.evaluation.weights import weights_for
+from stepdistill.evaluation.written import add_record
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = None if options.output is None else writable(Path(options.output))
     how = sampling_of(options)
     pair = open_pair(options.a, options.b, how)
-    weights = weights_for(options.features or "inception", options.weights)
-    features = choose_features(pair, options.features, weights, how.device)
-    record = compare(pair, features, options.seed)
+    through = Through(options.features, options.weights, device=how.device)
+    record = short(compare(pair, ["fid"], through, options.seed))
     print(describe(record))
     if output is not None:
-        with output.open("a") as lines:
-            lines.write(json.dumps({**record, "device": how.device}) + "\n")
+        add_record({**record, "device": how.device}, output)
 
 
 if __name__ == "__main__":

@@ -455,7 +455,7 @@ def test_inception_from_the_command_line(
     )
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "stepdistill.evaluation.distance.extractor",
+        "stepdistill.evaluation.views.extractor",
         lambda *g: asked.append(g) or shortened,
     )
     record = fid(*folders, "--weights", weights)

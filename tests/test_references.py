@@ -121,7 +121,7 @@ def test_an_older_file_stays_where_writing_fails(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("stepdistill.evaluation.stored.save_file", full)
+    monkeypatch.setattr("stepdistill.files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_reference(file, measured, COLOURS, {})
     assert file.read_bytes() == before

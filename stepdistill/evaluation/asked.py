@@ -1,4 +1,4 @@
-"""What the commands that measure images are asked for, checked before any long work."""
+"""Options that commands of evaluation share, checked before any long work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .models import Sampling
 LEAST = {"num": 2, "batch_size": 1, "steps": 1, "workers": 1}
 
 
-class Asked(Protocol):
+class OfPairs(Protocol):
     """The options that say how images are had."""
 
     @property
@@ -48,7 +48,7 @@ class Asked(Protocol):
         """Where networks run."""
 
 
-def sampling_of(asked: Asked) -> Sampling:
+def sampling_of(asked: OfPairs) -> Sampling:
     """UserError for a count below its least, or a device this machine does not have."""
     check_least(asked, LEAST)
     check_seed(asked.seed)

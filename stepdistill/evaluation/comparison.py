@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import StepDistillError, UserError
-from ..files import flush
+from ..errors import UserError
 from ..metrics.extractors import unpublished
 from ..metrics.features import Features
-from .image_metrics import Compared, Metric
+from ..metrics.frechet import frechet_distance
+from ..metrics.quality import floor
+from .image_metrics import Compared, Metric, check_extractor, named
 from .measuring import Measured, Want
-from .models import Model
+from .models import DIGITS, Model
 from .provenance import commit, versions
+from .references import OfBoth
 from .sources import Digits, Source
 from .stored import Stored
 from .views import View
+from .weights import weights_for
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Through:
+    """What two sets are looked at through; None takes the default.
+
+    Args:
+        features: the chosen extractor; by default the digit classifier where a side is of digits,
+            else Inception
+        weights: its file, FILE or NAME=FILE
+        size: both sides are cut to their centre square and resized to so many pixels
+        patch: of patch FID
+        device: where networks run
+    """
+
+    features: str | None = None
+    weights: str | None = None
+    size: int | None = None
+    patch: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -33,23 +55,35 @@ class Look:
     features: Features
 
 
-def looks(
-    metrics: Mapping[str, Metric],
-    chosen: str,
-    weights: str | None,
-    device: str,
-    size: int | None = None,
-    patch: int | None = None,
-) -> dict[str, Look]:
-    """By the name of each metric; metrics that look through the same share it. ``weights`` are
-    those of ``chosen``, others are found."""
+def compare(
+    pair: tuple[Source, Source], names: Sequence[str], through: Through, seed: int = 0
+) -> dict[str, Any]:
+    """The record of the metrics ``names`` of A and B.
+
+    No extractor is opened for the FID of two files of statistics. UserError for metrics that there
+    are not, and for what a side cannot give.
+    """
+    metrics = named(names)
+    files = [_file_of(source) for source in pair]
+    if through.features is None and [*metrics] == ["fid"] and files[0] and files[1]:
+        return compare_statistics((files[0], files[1]))
+    digits = any(source.of_digits for source in pair)
+    chosen = through.features or (DIGITS if digits else "inception")
+    check_extractor(names, chosen)
+    own = replace(through, features=chosen, weights=weights_for(chosen, through.weights))
+    return compare_images(pair, metrics, looks(metrics, own), seed)
+
+
+def looks(metrics: Mapping[str, Metric], through: Through) -> dict[str, Look]:
+    """By the name of each metric; metrics that look through the same share it. The weights are
+    those of the chosen extractor, others are found."""
     opened: dict[View, Look] = {}
     found = {}
     for name, metric in metrics.items():
-        view = metric.view(chosen, size, patch)
+        view = metric.view(str(through.features), through.size, through.patch)
         if view not in opened:
-            own = weights if view.extractor == chosen else None
-            opened[view] = Look(view, view.open(own, device))
+            own = through.weights if view.extractor == through.features else None
+            opened[view] = Look(view, view.open(own, through.device))
         found[name] = opened[view]
     return found
 
@@ -76,39 +110,43 @@ def compare_images(
                 raise UserError(_needs_features(own, metrics, through, want[side].features))
     values: dict[str, float] = {}
     details = {}
+    measured_on = {}
     both = {
         view: Compared(a, b, wants[i][0].features, seed)
         for i, (view, a, b) in enumerate(zip(views, measured[0], measured[1], strict=True))
     }
     for name, metric in metrics.items():
-        found, how = metric.values(both[through[name].view])
+        view = through[name].view
+        found, how = metric.values(both[view])
         values |= found
+        measured_on |= dict.fromkeys(found, view.key)
         if how:
             details[name] = how
-    a, b = measured[0][0], measured[1][0]
+    if isinstance(pair[1], Digits) and "fid" in values and through["fid"].features.name == DIGITS:
+        details["fid"] = {"floor": floor(both[through["fid"].view].a.statistics.count, seed)}
     return {
-        "format": FORMAT,
-        "protocol": "images",
-        "repeats": 1,
-        "metrics": values,
-        "errors": {},
-        "per_seed": [{"seed": seed, **values}],
+        **_record(measured[0][0], measured[1][0], values, seed),
+        "measured_on": measured_on,
         "details": details,
         "notes": _notes([*measured[0], *measured[1]], through),
-        "model": {"path": a.record["path"], "name": Path(a.record["path"]).name, "role": "other"},
-        "sampling": {"num": a.record["num_samples"], "seed": a.record.get("seed")},
-        "a": a.record,
-        "reference": b.record,
         "extractors": {
             look.view.key: {"sha256": look.features.sha256, "resize": look.features.resize}
             for look in through.values()
         },
-        "versions": versions(),
-        "commit": commit(),
-        "processes": 1,
         "seconds": round(time.perf_counter() - began, 3),
-        "date": datetime.date.today().isoformat(),
     }
+
+
+def compare_statistics(pair: tuple[Stored, Stored]) -> dict[str, Any]:
+    """The record of the Frechet distance of two files of statistics, which needs no extractor.
+
+    UserError where they are of other extractors, or of other numbers of features.
+    """
+    a, b = (stored.measured(None) for stored in pair)
+    values = {"fid": frechet_distance(a.statistics, b.statistics)}
+    notes = list(dict.fromkeys([*a.notes, *b.notes]))
+    nothing: dict[str, Any] = {"measured_on": {}, "details": {}, "extractors": {}}
+    return {**_record(a, b, values, 0), **nothing, "notes": notes}
 
 
 def work(source: Source) -> int:
@@ -118,40 +156,48 @@ def work(source: Source) -> int:
     return 2 if isinstance(source, Model) else 1
 
 
-def write_record(record: Mapping[str, Any], output: Path) -> None:
-    """Added to a file as one line; a .json is written whole, aside and then renamed.
-
-    StepDistillError where it cannot be written.
-    """
-    try:
-        if output.suffix != ".json":
-            with output.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
-            return
-        aside = output.with_name(f".{output.name}.partial")
-        try:
-            aside.write_text(json.dumps(record, indent=1) + "\n")
-            flush(aside)
-            aside.replace(output)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise StepDistillError(f"could not write {output}: {error.strerror}") from error
-
-
 def describe(record: Mapping[str, Any]) -> str:
     """The record in lines."""
-    lines = []
-    for side, name in (("a", "a"), ("reference", "b")):
-        own = record[side]
-        count = own["num_samples"]
-        facts = [own["kind"], "images unknown" if count is None else f"{count:,} images"]
-        facts += [f"{key} {own[key]}" for key in ("steps", "seed") if own.get(key) is not None]
-        facts += [f"{own['skipped']} unreadable left out"] if own.get("skipped") else []
-        lines.append(f"{name}: {own['path']} ({', '.join(facts)})")
+    lines = [of_side(name, record[side]) for side, name in (("a", "a"), ("reference", "b"))]
     lines += [f"  {name:16} {value:.6g}" for name, value in record["metrics"].items()]
     lines += [f"  {key}: {own['resize']}" for key, own in record["extractors"].items()]
     return "\n".join([*lines, *(f"  note: {note}" for note in record["notes"])])
+
+
+def of_side(name: str, own: Mapping[str, Any]) -> str:
+    """One side of a record in a line."""
+    count = own["num_samples"]
+    facts = [own["kind"], "images unknown" if count is None else f"{count:,} images"]
+    facts += [f"{key} {own[key]}" for key in ("steps", "seed") if own.get(key) is not None]
+    facts += [f"{own['skipped']} unreadable left out"] if own.get("skipped") else []
+    return f"{name}: {own['path']} ({', '.join(facts)})"
+
+
+def _record(a: Measured, b: Measured, values: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """What every record of two sides holds."""
+    path = a.record["path"]
+    return {
+        "format": FORMAT,
+        "protocol": "images",
+        "repeats": 1,
+        "metrics": dict(values),
+        "errors": {},
+        "per_seed": [{"seed": seed, **values}],
+        "model": {"path": path, "name": Path(path).name, "role": "other"},
+        "sampling": {"num": a.record["num_samples"], "seed": a.record.get("seed")},
+        "a": a.record,
+        "reference": b.record,
+        "versions": versions(),
+        "commit": commit(),
+        "processes": 1,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _file_of(source: Source) -> Stored | None:
+    """The statistics that a source is, or has beside its images."""
+    own = source.stored if isinstance(source, OfBoth) else source
+    return own if isinstance(own, Stored) else None
 
 
 def _wants(

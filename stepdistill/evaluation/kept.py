@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
+from ..files import save_whole
 from .evaluate import Evaluation
-from .whole import save_whole
 
 
 def folder_for_features(folder: Path) -> Path:

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from ..data.digits import NUM_CLASSES, stratified_labels
 from ..errors import NonFiniteError, UserError
-from ..metrics.features import Features, digest
+from ..metrics.features import Features
 from ..metrics.quality import digits_reference
-from ..students import Student, load_student
 from .measuring import Gathered, Measured, Reading, Want
+from .subject import Subject, load_subject
 
 DIGITS = "digits"  # the built-in world, and its extractor
 NUM_SAMPLES = 50_000  # of a model, unless told otherwise: the count of the published tables
@@ -40,28 +40,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusers folder, sampled as ``load_student`` says; image i has the seed ``seed + i``."""
+    """A diffusers folder, sampled as ``subject`` says; image i has the seed ``seed + i``."""
 
     path: Path
-    student: Student
+    subject: Subject
     how: Sampling
 
     @classmethod
     def open(cls, path: Path, how: Sampling) -> Model:
         """Loaded. UserError for one that is told by text, or has no such number of steps."""
-        model = cls(path, load_student(path), how)
-        if model.student.is_told_by_text:
+        subject = load_subject(str(path), how.steps, device=how.device)
+        if subject.model.is_told_by_text:
             raise UserError(
                 f"{path} is told by text, and here are no prompts: sample it into a folder with "
                 "stepdistill sample --prompt, and give that folder"
             )
-        model.student.steps(how.steps)
-        return model
+        return cls(path, subject, how)
 
     @property
     def of_digits(self) -> bool:
         """By its shape: 8x8, one channel."""
-        unet = getattr(self.student.pipeline, "unet", None)
+        unet = getattr(self.subject.model.pipeline, "unet", None)
         return unet is not None and (unet.config.in_channels, unet.config.sample_size) == (1, 8)
 
     @property
@@ -71,7 +70,7 @@ class Model:
 
     def labels(self, extractors: Sequence[Features]) -> list[int] | None:
         """In the proportions of the digits, where they are what is measured; else equally often."""
-        classes = self.student.num_classes
+        classes = self.subject.model.num_classes
         if classes is None:
             return None
         as_digits = classes == NUM_CLASSES and any(own.name == DIGITS for own in extractors)
@@ -81,8 +80,6 @@ class Model:
 
     def measure(self, wants: Sequence[Want]) -> list[Measured]:
         """Sampled once for all. NonFiniteError names the seeds of a batch with NaN or Inf."""
-        steps = self.student.steps(self.how.steps)
-        self.student.pipeline.to(self.how.device)
         extractors = [want.features for want in wants]
         labels, gathered = self.labels(extractors), [Gathered(want) for want in wants]
         batch_size = self.how.batch_size or min(own.batch_size for own in extractors)
@@ -92,7 +89,7 @@ class Model:
             seeds = range(self.how.seed + begin, self.how.seed + end)
             own = None if labels is None else labels[begin:end]
             try:
-                x0 = self.student.sample(own, seeds, steps, len(seeds))
+                x0 = self.subject.sample(own, seeds)
                 for each in gathered:
                     each.add(each.want.features(x0))
             except NonFiniteError as error:
@@ -100,14 +97,13 @@ class Model:
                 raise NonFiniteError(
                     f"{self.path}, seeds {seeds.start} to {last}: {error}"
                 ) from error
-        weights = sorted(p for p in self.path.rglob("*") if p.suffix in (".safetensors", ".bin"))
         record = {
             "kind": "model",
             "path": str(self.path),
             "num_samples": self.num,
             "seed": self.how.seed,
-            "steps": steps,
+            "steps": self.subject.steps,
             "labels": None if labels is None else "stratified",
-            "sha256": {p.relative_to(self.path).as_posix(): digest(p) for p in weights},
+            "sha256": self.subject.weights(),
         }
         return [own.measured(record) for own in gathered]

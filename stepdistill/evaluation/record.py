@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ..assets import Asset
-from ..errors import StepDistillError
-from ..files import flush
 from ..metrics.extractors import unpublished
 from ..metrics.features import Features, Scorer
 from ..metrics.frechet import few_samples
@@ -156,20 +152,6 @@ def _unchecked(asset: object, what: str) -> list[str]:
     if not isinstance(asset, Asset) or asset.sha256 is not None:
         return []
     return [f"no hash of the protocol's {what} is published: compare the one in this record"]
-
-
-def write_record(record: Mapping[str, Any], path: Path) -> None:
-    """Aside, then renamed. StepDistillError if it cannot be written: the work stays."""
-    aside = path.with_name(path.name + ".partial")
-    try:
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        flush(aside)
-        aside.replace(path)
-    except OSError as error:
-        raise StepDistillError(
-            f"could not write the record {path} ({error}): mend that and give the same command "
-            "again, the samples are kept"
-        ) from error
 
 
 def describe(record: Mapping[str, Any]) -> str:

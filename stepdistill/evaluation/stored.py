@@ -8,7 +8,6 @@ number of features is known.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,11 +18,10 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import StepDistillError, UserError, first_line
-from ..files import flush
+from ..errors import UserError
+from ..files import save_whole
 from ..metrics.extractors.digits import DIGIT_FEATURES
 from ..metrics.features import Features, digest
 from ..metrics.frechet import Statistics, few_samples
@@ -77,14 +75,7 @@ def save_reference(
         "source": json.dumps(source),
         "version": version("stepdistill"),
     }
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as aside:
-        whole = Path(aside) / path.name
-        try:
-            save_file({name: own.contiguous() for name, own in tensors.items()}, whole, told)
-            flush(whole)
-        except SafetensorError as error:  # of a full disk, which it tells by no errno
-            raise StepDistillError(f"could not write {path}: {first_line(error)}") from error
-        whole.replace(path)
+    save_whole(tensors, path, told)
 
 
 @dataclass(frozen=True)

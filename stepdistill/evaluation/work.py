@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..files import differences, hold
-from .whole import save_whole, whole
+from ..files import differences, hold, save_whole, whole
 
 NO_REPEAT = -1  # of shards beside those that the moments are taken over
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)  # no metadata is None
