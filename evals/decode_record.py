@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.archives import in_folder
-from stepdistill.evaluation.measuring import Reading, Want, measure_images
-from stepdistill.evaluation.provenance import commit, versions
-from stepdistill.evaluation.reading import cores, read
+from stepdistill.evaluation.reading.archives import in_folder
+from stepdistill.evaluation.reading.blocks import cores, read
+from stepdistill.evaluation.reading.measuring import Reading, Want, measure_images
+from stepdistill.evaluation.records.provenance import commit, versions
 from stepdistill.metrics.extractors.inception import clean
 from stepdistill.metrics.features import Features, Pixels
 

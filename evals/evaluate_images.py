@@ -20,11 +20,11 @@ from pathlib import Path
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.asked import check_least, names_of, sampling_of, writable
-from stepdistill.evaluation.comparison import Through, compare, describe
-from stepdistill.evaluation.image_metrics import METRICS, named
-from stepdistill.evaluation.sources import open_pair
-from stepdistill.evaluation.written import add_record, write_record
+from stepdistill.evaluation.measures.image_metrics import METRICS, named
+from stepdistill.evaluation.options import check_least, names_of, sampling_of, writable
+from stepdistill.evaluation.pairs.comparison import Through, compare, describe
+from stepdistill.evaluation.pairs.sources import open_pair
+from stepdistill.evaluation.records.written import add_record, write_record
 
 NOTE = "\n".join(["metrics:", *(f"  {name:18} {own.about}" for name, own in METRICS.items())])
 

@@ -25,18 +25,18 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.draws import check_seed
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation.asked import device_of, names_of
-from stepdistill.evaluation.choices import BATCH, Asked
-from stepdistill.evaluation.engine import Engine
-from stepdistill.evaluation.evaluate import Evaluation
-from stepdistill.evaluation.kept import folder_for_features, keep_features
-from stepdistill.evaluation.measuring import Measured
+from stepdistill.evaluation.measures.weights import weighed, weights_of
+from stepdistill.evaluation.models.subject import SHAPE, load_subject
+from stepdistill.evaluation.options import device_of, names_of
 from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_protocol
-from stepdistill.evaluation.record import describe, record_of, settings_of
-from stepdistill.evaluation.subject import SHAPE, load_subject
-from stepdistill.evaluation.together import Together
-from stepdistill.evaluation.weights import weighed, weights_of
-from stepdistill.evaluation.written import write_record
+from stepdistill.evaluation.reading.measuring import Measured
+from stepdistill.evaluation.records.record import describe, record_of, settings_of
+from stepdistill.evaluation.records.written import write_record
+from stepdistill.evaluation.running.choices import BATCH, Asked
+from stepdistill.evaluation.running.engine import Engine
+from stepdistill.evaluation.running.evaluation import Evaluation
+from stepdistill.evaluation.running.kept import folder_for_features, keep_features
+from stepdistill.evaluation.running.together import Together
 from stepdistill.teachers import DTYPES
 
 

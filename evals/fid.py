@@ -22,11 +22,11 @@ from typing import Literal
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
-from stepdistill.evaluation.asked import sampling_of, writable
-from stepdistill.evaluation.comparison import Through, compare
-from stepdistill.evaluation.short import describe, short
-from stepdistill.evaluation.sources import open_pair
-from stepdistill.evaluation.written import add_record
+from stepdistill.evaluation.options import sampling_of, writable
+from stepdistill.evaluation.pairs.comparison import Through, compare
+from stepdistill.evaluation.pairs.short import describe, short
+from stepdistill.evaluation.pairs.sources import open_pair
+from stepdistill.evaluation.records.written import add_record
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from pathlib import Path
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
-from stepdistill.evaluation.archives import open_pictures
-from stepdistill.evaluation.asked import check_least, device_of, writable
-from stepdistill.evaluation.measuring import Reading, Want, measure_images
-from stepdistill.evaluation.stored import save_reference
-from stepdistill.evaluation.views import View
-from stepdistill.evaluation.weights import weights_for
+from stepdistill.evaluation.measures.views import View
+from stepdistill.evaluation.measures.weights import weights_for
+from stepdistill.evaluation.options import check_least, device_of, writable
+from stepdistill.evaluation.reading.archives import open_pictures
+from stepdistill.evaluation.reading.measuring import Reading, Want, measure_images
+from stepdistill.evaluation.references.stored import save_reference
 
 
 @dataclass(frozen=True)

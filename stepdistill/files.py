@@ -1,4 +1,4 @@
-"""What checkpoints, shards and records are written with: flushing, whole files, a lock, comparing."""
+"""What checkpoints, shards and records are written with: whole files, flushing, a lock."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from stepdistill.data.picks import Picks
 from stepdistill.data.rendering import render
 from stepdistill.data.scenes import COLOURS, Scene
 from stepdistill.errors import UserError
-from stepdistill.evaluation.stored import load_statistics
+from stepdistill.evaluation.references.stored import load_statistics
 from stepdistill.metrics.caption_quality import (
     CAPTION_REFERENCE,
     CaptionReference,

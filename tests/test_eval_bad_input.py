@@ -26,12 +26,12 @@ from tiny_pipelines import video as tiny_videos
 
 from stepdistill.assets import Asset
 from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.measures.weights import weights_of
+from stepdistill.evaluation.models.subject import SHAPE, check_shape
 from stepdistill.evaluation.protocols import PROTOCOLS
 from stepdistill.evaluation.protocols.general import TEXT_SCORES
-from stepdistill.evaluation.stored import save_reference
-from stepdistill.evaluation.subject import SHAPE, check_shape
-from stepdistill.evaluation.weights import weights_of
-from stepdistill.evaluation.work import WorkFolder
+from stepdistill.evaluation.references.stored import save_reference
+from stepdistill.evaluation.running.work import WorkFolder
 from stepdistill.metrics.extractors import EXTRACTORS
 from stepdistill.metrics.scorers import SCORERS
 from stepdistill.students import load_student
@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_shards_before(folder: WorkFolder, no_room: objec
 
 def save_reference_of(file: Path) -> None:
     """Statistics of 64 features."""
-    from stepdistill.evaluation.measuring import Measured
+    from stepdistill.evaluation.reading.measuring import Measured
     from stepdistill.metrics.extractors import extractor
     from stepdistill.metrics.frechet import Statistics
 
@@ -174,7 +174,7 @@ def test_a_record_means_that_the_features_are_there(
     output, features = tmp_path / "o.json", tmp_path / "features"
     given = fixed(output, "--keep_features", features)
     with monkeypatch.context() as patch:
-        patch.setattr("stepdistill.evaluation.kept.save_whole", refuse)
+        patch.setattr("stepdistill.evaluation.running.kept.save_whole", refuse)
         assert run("eval", student, *given) == 1
     assert not output.exists()
     assert len(list((tmp_path / "o.json.parts").glob("*.safetensors"))) == 3

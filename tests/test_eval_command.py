@@ -26,7 +26,7 @@ from test_fid_command import write_student
 from tiny import tiny_teacher
 from torch import Tensor
 
-from stepdistill.evaluation.work import cut
+from stepdistill.evaluation.running.work import cut
 from stepdistill.metrics.quality import floor, measure
 from stepdistill.students import load_student
 

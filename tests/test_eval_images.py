@@ -20,11 +20,11 @@ from torch import Tensor
 
 from stepdistill.data.images import CorruptImageError
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation import reading
-from stepdistill.evaluation.archives import Pictures, open_pictures
-from stepdistill.evaluation.images import decode
-from stepdistill.evaluation.measuring import Measured, Reading, Want, measure_images
-from stepdistill.evaluation.reading import read
+from stepdistill.evaluation.reading import blocks
+from stepdistill.evaluation.reading.archives import Pictures, open_pictures
+from stepdistill.evaluation.reading.blocks import read
+from stepdistill.evaluation.reading.images import decode
+from stepdistill.evaluation.reading.measuring import Measured, Reading, Want, measure_images
 from stepdistill.metrics.features import Features, Pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -131,7 +131,7 @@ def test_values_do_not_depend_on_workers(
 ) -> None:
     """One thread, two and three processes: equal to the last bit at equal batches; batches of
     another size change the rounding of the moments alone."""
-    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(blocks, "FEW", 0)
     whole = colours(forms[form], Reading(7, workers=1))
     for workers in (2, 3):
         again = colours(forms[form], Reading(7, workers=workers))
@@ -147,7 +147,7 @@ def test_values_do_not_depend_on_workers(
 
 def test_reading_draws_nothing(forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Images measured in the middle of a training run do not change its random numbers."""
-    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(blocks, "FEW", 0)
     before = torch.get_rng_state()
     colours(forms["folder"], Reading(7, workers=2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -164,10 +164,10 @@ def test_processes_that_are_spawned(forms: dict[str, Path], tmp_path: Path) -> N
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_eval_images as own
-        from stepdistill.evaluation import reading
+        from stepdistill.evaluation.reading import blocks
         if __name__ == "__main__":
             multiprocessing.set_start_method("spawn")
-            reading.FEW = 0
+            blocks.FEW = 0
             for path in sys.argv[1:]:
                 how = own.Reading(20, workers=2)
                 print(own.features_of(Path(path), how).double().sum().item())
@@ -305,7 +305,7 @@ def test_images_of_several_sizes(
 ) -> None:
     """An extractor that resizes takes them; one that does not refuses the first other size, by
     name, in a batch and between batches."""
-    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(blocks, "FEW", 0)
     folder = write(tmp_path / "sizes", noise(9))
     Image.fromarray(noise(1, 8, 10)[0]).save(folder / "0005.png")
     with pytest.raises(UserError, match=r"0005\.png is 10x8, and the first is 8x8"):
@@ -341,7 +341,7 @@ def test_unreadable_images(
 ) -> None:
     """A cut file, a cut member, a member whose bytes have changed: named, with its archive, in a
     sentence; when asked, left out and counted, and the value is that of the others."""
-    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(blocks, "FEW", 0)
     path, said = damage(form, tmp_path)
     with pytest.raises(CorruptImageError, match=said):
         colours(path, Reading(3, workers=workers))
@@ -355,7 +355,7 @@ def test_the_first_unreadable_image_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In their order, whichever process met one first."""
-    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(blocks, "FEW", 0)
     folder = write(tmp_path / "bad", noise(30))
     for i in (11, 12, 25):
         (folder / f"{i:04d}.png").write_bytes(b"")
@@ -434,7 +434,7 @@ def end_the_process(pixels: Pixels) -> Tensor:
 
 def test_a_process_that_is_ended(forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Is a sentence that names the option."""
-    monkeypatch.setattr(reading, "FEW", 0)
+    monkeypatch.setattr(blocks, "FEW", 0)
     ending = Features("ending", 6, "0", "RGB", end_the_process, lambda x: x)
     with pytest.raises(StepDistillError, match=r"process that decodes .* fewer --workers"):
         list(read(pictures_of(forms["folder"]), range(40), [ending], 8, workers=2))
@@ -462,7 +462,7 @@ def test_no_more_is_read_than_is_asked_for(forms: dict[str, Path]) -> None:
 
     slow = Features("slow", 192, "0", "RGB", counted, lambda x: x)
     for taken, _ in enumerate(read(pictures_of(forms["folder"]), range(40), [slow], 4, workers=1)):
-        assert len(made) <= 4 * (taken + 1 + reading.AHEAD)
+        assert len(made) <= 4 * (taken + 1 + blocks.AHEAD)
 
 
 def chosen(pictures: Pictures, indices: Sequence[int]) -> Tensor:

@@ -54,17 +54,17 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
 from stepdistill.data.captioned_digits import Caption
 from stepdistill.errors import UserError
-from stepdistill.evaluation.engine import Engine, Order
-from stepdistill.evaluation.groups import GROUP, Groups
-from stepdistill.evaluation.image_metrics import Compared
-from stepdistill.evaluation.measures import Comparison, MeanScore, PromptDiversity
-from stepdistill.evaluation.measuring import Measured
-from stepdistill.evaluation.prompt_files import prompts_in
+from stepdistill.evaluation.measures.groups import GROUP, Groups
+from stepdistill.evaluation.measures.image_metrics import Compared
+from stepdistill.evaluation.measures.measure import Comparison, MeanScore, PromptDiversity
+from stepdistill.evaluation.measures.views import View
+from stepdistill.evaluation.models.prompt_files import prompts_in
+from stepdistill.evaluation.models.subject import load_subject
+from stepdistill.evaluation.models.told import labels_by_seed, prompts_in_turn
 from stepdistill.evaluation.protocols import PROTOCOLS, find_protocol
-from stepdistill.evaluation.subject import load_subject
-from stepdistill.evaluation.told import labels_by_seed, prompts_in_turn
-from stepdistill.evaluation.views import View
-from stepdistill.evaluation.work import Shard, WorkFolder
+from stepdistill.evaluation.reading.measuring import Measured
+from stepdistill.evaluation.running.engine import Engine, Order
+from stepdistill.evaluation.running.work import Shard, WorkFolder
 from stepdistill.metrics.caption_quality import measure_captioned
 from stepdistill.metrics.features import Features, Pixels
 from stepdistill.metrics.frechet import Moments, Statistics

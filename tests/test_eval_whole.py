@@ -28,9 +28,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchvision.transforms.functional import center_crop
 
-from stepdistill.evaluation.engine import Engine
-from stepdistill.evaluation.subject import load_subject
-from stepdistill.evaluation.work import Shard
+from stepdistill.evaluation.models.subject import load_subject
+from stepdistill.evaluation.running.engine import Engine
+from stepdistill.evaluation.running.work import Shard
 from stepdistill.metrics.features import Pixels
 
 Rows = NDArray[np.float64]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from stepdistill.data.captioned_digits import evaluation_prompts, real_pictures
 from stepdistill.errors import UserError
-from stepdistill.evaluation.images import decode
+from stepdistill.evaluation.reading.images import decode
 from stepdistill.metrics.extractors import EXTRACTORS, extractor, unpublished
 from stepdistill.metrics.extractors.clip_vision import CLIP_336
 from stepdistill.metrics.extractors.dinov2 import DINOV2, published_positions

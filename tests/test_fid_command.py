@@ -23,9 +23,9 @@ from evals.fid import main
 from stepdistill.cli import guarded
 from stepdistill.data.digits import digits
 from stepdistill.errors import NonFiniteError, UserError
-from stepdistill.evaluation.archives import content_sha256, in_folder
-from stepdistill.evaluation.images import decode
-from stepdistill.evaluation.measuring import Reading, Want, measure_images
+from stepdistill.evaluation.reading.archives import content_sha256, in_folder
+from stepdistill.evaluation.reading.images import decode
+from stepdistill.evaluation.reading.measuring import Reading, Want, measure_images
 from stepdistill.metrics.extractors import extractor, inception
 from stepdistill.metrics.extractors.digits import digit_features
 from stepdistill.metrics.extractors.inception import inception_features
@@ -455,7 +455,7 @@ def test_inception_from_the_command_line(
     )
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "stepdistill.evaluation.views.extractor",
+        "stepdistill.evaluation.measures.views.extractor",
         lambda *g: asked.append(g) or shortened,
     )
     record = fid(*folders, "--weights", weights)
@@ -514,7 +514,10 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each is answered with a sentence that names the thing and the mend, before any work."""
-    monkeypatch.setattr("evals.fid.compare", lambda *_: pytest.fail("measured first"))
+    monkeypatch.setattr(
+        "stepdistill.evaluation.pairs.comparison.compare_images",
+        lambda *_: pytest.fail("measured first"),
+    )
     a, b = map(str, folders)
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
@@ -528,7 +531,7 @@ def test_mistakes(
         (("absent/", a), "absent/ is no image folder"),
         (("digit", a), "Did you mean digits"),
         ((str(tmp_path / "run"), "digits"), f"is a run folder: name its student, {student_of_run}"),
-        ((str(tmp_path / "damaged"), a), "damaged is a KolorsPipeline"),
+        ((str(tmp_path / "damaged"), a), "damaged could not be loaded"),
         ((a,), " b"),
         ((a, b, "--batch_sise", "4"), "batch_size"),
         ((a, b, "--features", "clip"), "inception"),

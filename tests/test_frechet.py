@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evals.distance_record import main as distance_record
 from stepdistill.errors import NonFiniteError, UserError
-from stepdistill.evaluation.stored import load_statistics
+from stepdistill.evaluation.references.stored import load_statistics
 from stepdistill.metrics.frechet import (
     ROWS,
     Moments,

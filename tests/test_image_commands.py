@@ -23,8 +23,8 @@ from evals.evaluate_images import main as evaluate
 from evals.make_reference import main as make_reference
 from stepdistill.data.digits import digits
 from stepdistill.errors import StepDistillError, UserError
-from stepdistill.evaluation.archives import InFolder, content_sha256, open_pictures
-from stepdistill.evaluation.image_metrics import METRICS
+from stepdistill.evaluation.measures.image_metrics import METRICS
+from stepdistill.evaluation.reading.archives import InFolder, content_sha256, open_pictures
 from stepdistill.metrics.extractors import extractor
 from stepdistill.metrics.features import Features, eight_bit
 from stepdistill.metrics.kid import draw_subsets
@@ -53,7 +53,7 @@ def small_extractors(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append((name, weights))
         return SMALL[name] if name in SMALL else extractor(name, weights, device)
 
-    monkeypatch.setattr("stepdistill.evaluation.views.extractor", small)
+    monkeypatch.setattr("stepdistill.evaluation.measures.views.extractor", small)
     return asked
 
 

@@ -27,9 +27,9 @@ from stepdistill.distil.options import DistilOptions
 from stepdistill.distil.told import Order, Told
 from stepdistill.distil.wanted import ALWAYS, Wanted, values_of
 from stepdistill.errors import UserError
-from stepdistill.evaluation.image_metrics import METRICS, Compared
-from stepdistill.evaluation.measuring import Gathered, Measured, Want
+from stepdistill.evaluation.measures.image_metrics import METRICS, Compared
 from stepdistill.evaluation.protocols.general import TEXT_SCORES
+from stepdistill.evaluation.reading.measuring import Gathered, Measured, Want
 from stepdistill.metrics.features import Features, eight_bit
 from stepdistill.metrics.metric_names import named
 from stepdistill.metrics.scorers.pickscore import pick_score

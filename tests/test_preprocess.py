@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms.functional import center_crop
 
-from stepdistill.evaluation.preprocess import centre_patch, centre_square
+from stepdistill.evaluation.measures.preprocess import centre_patch, centre_square
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:

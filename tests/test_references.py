@@ -18,11 +18,11 @@ import torch
 from safetensors import safe_open
 from test_eval_images import COLOURS, colours, noise, write, zipped
 
-from stepdistill.errors import UserError
-from stepdistill.evaluation.archives import content_sha256, open_pictures
-from stepdistill.evaluation.measuring import Want
-from stepdistill.evaluation.references import OfBoth, OfImages, load_reference
-from stepdistill.evaluation.stored import Stored, load_statistics, save_reference
+from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.reading.archives import content_sha256, open_pictures
+from stepdistill.evaluation.reading.measuring import Want
+from stepdistill.evaluation.references.reference import OfBoth, OfImages, load_reference
+from stepdistill.evaluation.references.stored import Stored, load_statistics, save_reference
 from stepdistill.metrics.frechet import Statistics
 
 
@@ -122,7 +122,7 @@ def test_an_older_file_stays_where_writing_fails(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("stepdistill.files.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StepDistillError, match="No space left"):
         save_reference(file, measured, COLOURS, {})
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..evaluation.measuring import Measured
+from ..evaluation.reading.measuring import Measured
 from ..files import differences
 from ..metrics.frechet import Moments, Statistics
 

@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..errors import NonFiniteError, UserError
-from ..evaluation.image_metrics import METRICS, Compared, Metric
-from ..evaluation.measures import mean_score
-from ..evaluation.measuring import Measured
+from ..evaluation.measures.image_metrics import METRICS, Compared, Metric
+from ..evaluation.measures.measure import mean_score
+from ..evaluation.reading.measuring import Measured
 from ..methods.base import Method
 from ..metrics.diversity import pairwise_distance
 from ..metrics.kid import paired_squared_mmd

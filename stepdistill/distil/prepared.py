@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import UserError
-from ..evaluation.choices import compared
-from ..evaluation.image_metrics import METRICS
-from ..evaluation.references import Reference, load_reference
-from ..evaluation.weights import weights_of
+from ..evaluation.measures.image_metrics import METRICS
+from ..evaluation.measures.weights import weights_of
+from ..evaluation.references.reference import Reference, load_reference
+from ..evaluation.running.choices import compared
 from ..metrics.features import Features
 from ..metrics.frechet import few_samples
 from .measuring import Measuring

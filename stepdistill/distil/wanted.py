@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..evaluation.image_metrics import METRICS, check_extractor, classes_of
-from ..evaluation.measures import MeanScore, Measure, comparison
-from ..evaluation.measuring import Measured
+from ..evaluation.measures.image_metrics import METRICS, check_extractor, classes_of
+from ..evaluation.measures.measure import MeanScore, Measure, comparison
+from ..evaluation.measures.views import View
 from ..evaluation.protocols.general import TEXT_SCORES
-from ..evaluation.views import View
+from ..evaluation.reading.measuring import Measured
 from ..metrics.features import Features, Scorer
 from ..metrics.metric_names import of_teacher
 from ..metrics.scorers import SCORERS

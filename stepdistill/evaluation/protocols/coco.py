@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...assets import Asset
-from ..views import View
+from ..measures.views import View
 from .general import image_measures, text_measures
 from .protocol import Protocol
 

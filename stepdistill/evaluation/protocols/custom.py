@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..told import NOTHING, Told, labels_equally_often
-from ..views import View
+from ..measures.views import View
+from ..models.told import NOTHING, Told, labels_equally_often
 from .general import image_measures, text_measures
 from .protocol import Protocol
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..image_metrics import METRICS
-from ..measures import ClippedMean, MeanScore, Measure, PromptDiversity, comparison
-from ..views import View
+from ..measures.image_metrics import METRICS
+from ..measures.measure import ClippedMean, MeanScore, Measure, PromptDiversity, comparison
+from ..measures.views import View
 
 TEXT_SCORES = {
     "clip_score_vit_g_14": ("clip-vit-g-14", "open_clip ViT-g-14, DMD2's: a mean cosine"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ...assets import Asset
-from ..image_metrics import SCORE_IN_ORDER
-from ..measures import Comparison
-from ..told import NOTHING, Told, labels_by_seed
-from ..views import View
+from ..measures.image_metrics import SCORE_IN_ORDER
+from ..measures.measure import Comparison
+from ..measures.views import View
+from ..models.told import NOTHING, Told, labels_by_seed
 from .general import image_measures
 from .protocol import Protocol
 

@@ -8,9 +8,9 @@ from typing import Literal
 from typing import Protocol as Protocol_
 
 from ...assets import Asset
-from ..measures import Measure
-from ..measuring import Measured, Want
-from ..told import Told
+from ..measures.measure import Measure
+from ..models.told import Told
+from ..reading.measuring import Measured, Want
 
 
 class Reference(Protocol_):

@@ -6,10 +6,10 @@ from ...data.captioned_digits import evaluation_prompts
 from ...data.digits import NUM_CLASSES
 from ...errors import UserError
 from ...metrics.quality import digits_reference
-from .. import world_measures as world
-from ..measures import Measure, comparison
-from ..told import Told, labels_in_proportion
-from ..views import View
+from ..measures import world_measures as world
+from ..measures.measure import Measure, comparison
+from ..measures.views import View
+from ..models.told import Told, labels_in_proportion
 from .protocol import Protocol
 
 DIGITS_VIEW, SCENES_VIEW = View("digits"), View("scenes")

@@ -1,0 +1,1 @@
+"""What a metric looks through, and what it makes of it."""

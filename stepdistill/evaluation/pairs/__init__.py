@@ -1,0 +1,1 @@
+"""Two sets of images, models or statistics side by side."""

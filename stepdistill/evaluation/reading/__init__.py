@@ -1,0 +1,1 @@
+"""Images from files: decoded and prepared beside the network, and gathered into features."""

@@ -1,0 +1,1 @@
+"""What a measurement leaves: the number, and all that decides it."""

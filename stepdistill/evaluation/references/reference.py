@@ -1,0 +1,137 @@
+"""What a model is measured against: statistics made before, or images that are measured now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ...errors import UserError
+from ...metrics.features import Features
+from ...metrics.frechet import Statistics
+from ..reading.archives import Pictures, content_sha256, open_pictures
+from ..reading.measuring import AS_IT_SUITS, Measured, Reading, Want, measure_images
+from .stored import SUFFIXES, Stored, is_stored
+
+Key = tuple[str, str, str]
+
+
+class Reference(Protocol):
+    """Statistics, and features where there are any, of an extractor."""
+
+    def statistics(self, features: Features) -> Statistics:
+        """The Gaussian. UserError if it was made with another extractor."""
+
+    def features(self, features: Features) -> Tensor | None:
+        """The features (N, D); None where the file does not keep them. UserError as above."""
+
+    def measure(self, wants: Sequence[Want]) -> list[Measured]:
+        """Both, of several extractors at once; also when their number may not be compared."""
+
+    def record(self) -> dict[str, Any]:
+        """JSON form: path, count, and the hash of a file."""
+
+
+@dataclass
+class OfImages:
+    """Images, measured when asked for and once for each extractor.
+
+    Each call for another extractor reads them all: ``measure`` those that will be wanted first,
+    all at once. Features lie in a temporary file until this object goes; nothing else is cached.
+    """
+
+    pictures: Pictures
+    how: Reading = AS_IT_SUITS
+    _known: dict[Key, Measured] = field(default_factory=dict, repr=False)
+
+    def statistics(self, features: Features) -> Statistics:
+        """The Gaussian of all images."""
+        return self.measure([Want(features, keep=True)])[0].statistics
+
+    def features(self, features: Features) -> Tensor | None:
+        """Their features (N, D), in order."""
+        return self.measure([Want(features, keep=True)])[0].features
+
+    def measure(self, wants: Sequence[Want]) -> list[Measured]:
+        """What is not known yet is measured in one pass."""
+        missing = [want for want in wants if not self._has(want)]
+        if missing:
+            found = measure_images(self.pictures, range(len(self.pictures)), missing, self.how)
+            self._known |= {
+                _key(want.features): own for want, own in zip(missing, found, strict=True)
+            }
+        return [self._known[_key(want.features)] for want in wants]
+
+    def record(self) -> dict[str, Any]:
+        """JSON form; the hash of what they hold too."""
+        known = next(iter(self._known.values()), None)
+        if known is not None:
+            return known.record
+        path, count = str(self.pictures.path), len(self.pictures)
+        hashed = content_sha256(self.pictures)
+        return {"kind": "images", "path": path, "num_samples": count, "sha256": hashed}
+
+    def _has(self, want: Want) -> bool:
+        known = self._known.get(_key(want.features))
+        return known is not None and (known.features is not None or not want.keep)
+
+
+@dataclass
+class OfBoth:
+    """ADM's reference batches: statistics, and the images behind them for what needs features."""
+
+    stored: Stored
+    images: OfImages
+
+    @property
+    def of_digits(self) -> bool:
+        """By the number of features."""
+        return self.stored.of_digits
+
+    def statistics(self, features: Features) -> Statistics:
+        """The stored ones."""
+        return self.stored.statistics(features)
+
+    def features(self, features: Features) -> Tensor | None:
+        """Of the images."""
+        return self.images.features(features)
+
+    def measure(self, wants: Sequence[Want]) -> list[Measured]:
+        """Images are read only where features are wanted."""
+        stored = self.stored.measure([Want(want.features) for want in wants])
+        kept = [want for want in wants if want.keep]
+        found = iter(self.images.measure(kept) if kept else [])
+        return [
+            Measured(own.statistics, own.record, next(found).features, own.notes)
+            if want.keep
+            else own
+            for own, want in zip(stored, wants, strict=True)
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The file's, with how many images it has."""
+        return {**self.stored.record(), "num_samples": len(self.images.pictures)}
+
+
+def load_reference(path: Path, how: Reading = AS_IT_SUITS) -> Reference:
+    """The reference in a statistics file, or of the images in a folder, a zip, a tar or an .npz.
+
+    UserError for anything else, and for what is damaged or empty.
+    """
+    pictures = open_pictures(path)
+    if is_stored(path):
+        stored = Stored.open(path)
+        return stored if pictures is None else OfBoth(stored, OfImages(pictures, how))
+    if pictures is not None:
+        return OfImages(pictures, how)
+    raise UserError(
+        f"there is no reference at {path}: give a folder, .zip, .tar or .npz of images, or "
+        f"statistics ({', '.join(sorted(SUFFIXES))})"
+    )
+
+
+def _key(features: Features) -> Key:
+    return features.name, features.sha256, features.resize

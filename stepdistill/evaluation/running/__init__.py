@@ -1,0 +1,1 @@
+"""One model by one protocol: samples on any number of processes, killed and gone on with."""
