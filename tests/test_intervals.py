@@ -10,9 +10,11 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from stepdistill.data.digits import stratified_labels
 from stepdistill.errors import UserError
 from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
 from stepdistill.metrics.intervals import (
+    dealt,
     frechet_error,
     pooled,
     seeds_interval,
@@ -38,7 +40,9 @@ def statistics(features: Tensor) -> Statistics:
 
 
 def parts_of(features: Tensor, parts: int, shards: int) -> list[Statistics]:
-    return split_statistics(torch.split(features, len(features) // shards), parts)
+    """Whole shards of them, in turns."""
+    blocks = torch.split(features, len(features) // shards)
+    return split_statistics(blocks, torch.arange(len(features)) // len(blocks[0]) % parts)
 
 
 REFERENCE = Statistics(torch.zeros(SIZE).double(), torch.eye(SIZE).double(), 0)
@@ -81,7 +85,7 @@ def test_parts_pool_to_the_whole() -> None:
     counts, far apart and far from zero."""
     x = draw(230, 0) * torch.linspace(1, 5, 230)[:, None] + 1_000
     shards = list(torch.split(x, 20))
-    parts = split_statistics(shards, 5)
+    parts = split_statistics(shards, torch.arange(230) // 20 % 5)
     assert [part.count for part in parts] == [60, 50, 40, 40, 40]
     for times in ([1] * 5, [2, 0, 1, 0, 2], [0, 0, 3, 0, 0]):
         rows = torch.cat([s for i, s in enumerate(shards) for _ in range(times[i % 5])])
@@ -134,6 +138,41 @@ def test_stratified_samples_have_the_error_of_stratified_draws() -> None:
     assert error(mixed) > 2 * spread
 
 
+def test_each_part_has_its_share_of_each_class() -> None:
+    """Sixteen parts of ten classes that come round in tens: sample i mod 16 would put even and odd
+    classes into different parts. Parts and shares differ by one sample at most, in any order and
+    however the features are cut into blocks; without classes the parts are in turns."""
+    proportions = torch.tensor([3.0, 1, 1, 2, 1, 1, 1, 0.2, 1, 1])
+    for strata in (torch.arange(1_000) % 10, stratified_labels(proportions, 997)):
+        part = dealt(len(strata), strata)
+        shares = torch.stack([torch.bincount(part[strata == k], minlength=16) for k in range(10)])
+        assert int((shares.amax(1) - shares.amin(1)).max()) == 1
+        assert int(shares.sum(0).max() - shares.sum(0).min()) <= 1
+    assert torch.equal(dealt(40), torch.arange(40) % 16)
+    x, part = draw(300, 0), dealt(300, torch.arange(300) % 10)
+    for blocks in (torch.split(x, 7), torch.split(x, 300)):
+        for i, own in enumerate(split_statistics(blocks, part)):
+            torch.testing.assert_close(own.covariance, statistics(x[part == i]).covariance)
+
+
+def test_classes_in_tens_have_the_error_of_stratified_draws() -> None:
+    """Ten far classes in turns, whose shares never vary: dealt by class the error is the spread of
+    fresh sets; dealt in turns it would be several times that."""
+    classes = torch.arange(1_600) % 10
+
+    def samples(seed: int) -> Tensor:
+        return draw(1_600, seed, 0) + 2 * classes.double()[:, None]
+
+    def error(strata: Tensor | None) -> float:
+        parts = [split_statistics([samples(s)], dealt(1_600, strata)) for s in range(20)]
+        own = [frechet_error(part, REFERENCE, seed=s) for s, part in enumerate(parts)]
+        return fmean(value**2 for value in own) ** 0.5
+
+    spread = stdev(frechet_distance(statistics(samples(s)), REFERENCE) for s in range(200))
+    assert error(classes) == pytest.approx(spread, rel=0.15)
+    assert error(None) > 3 * spread
+
+
 def test_replicates_lie_above_the_distance() -> None:
     """A replicate's inflation comes on top of the sample's, so the mean of replicates is no
     estimate: with as good as no distance they double it."""
@@ -164,9 +203,9 @@ def test_the_seed_is_the_error_s() -> None:
     parts = parts_of(draw(320, 0), 16, 32)
     assert frechet_error(parts, REFERENCE, 5) == frechet_error(parts, REFERENCE, 5)
     assert frechet_error(parts, REFERENCE, 5) != frechet_error(parts, REFERENCE, 5, seed=1)
-    for shards in ([draw(40, 0)], [draw(1, s) for s in range(16)]):
+    for count in (16, 31):
         with pytest.raises(UserError, match="16 parts of at least 2 samples"):
-            split_statistics(shards)
+            split_statistics([draw(count, 0)], dealt(count))
     for few, replicates in ((parts[:1], 5), (parts, 1)):
         with pytest.raises(UserError, match="at least 2 parts and 2 replicates"):
             frechet_error(few, REFERENCE, replicates)

@@ -7,13 +7,13 @@ not matter which process made them, nor when.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...metrics.intervals import PARTS, frechet_error, split_statistics, standard_error
+from ...metrics.intervals import PARTS, dealt, frechet_error, split_statistics, standard_error
 from .image_metrics import METRICS, Compared, Metric
 from .views import View
 
@@ -45,6 +45,9 @@ class Evidence(Protocol):
 
     def told(self) -> list[Any]:
         """What each sample is told, in order."""
+
+    def strata(self) -> Tensor | None:
+        """The class of each sample (N,) where each class has a fixed number of them."""
 
 
 @dataclass(frozen=True)
@@ -132,19 +135,8 @@ class Frechet(Comparison):
         if not replicates or evidence.num < 2 * PARTS:
             return {}
         theirs = evidence.compared(self.seen).b.statistics
-        parts = split_statistics(_in_turn(evidence.blocks(self.seen), PARTS), PARTS)
+        parts = split_statistics(evidence.blocks(self.seen), dealt(evidence.num, evidence.strata()))
         return {self.name: frechet_error(parts, theirs, replicates)}
-
-
-def _in_turn(blocks: Iterable[Tensor], parts: int) -> Iterator[Tensor]:
-    """Sample i goes to part i mod ``parts``, however the blocks are cut: of each block one piece a
-    part, in the order of the parts.
-    """
-    first = 0
-    for block in blocks:
-        for part in range(parts):
-            yield block[(part - first) % parts :: parts]
-        first += len(block)
 
 
 def comparison(name: str, view: View, about: str = "") -> Measure:

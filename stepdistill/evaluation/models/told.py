@@ -21,11 +21,13 @@ from ...draws import key
 @dataclass(frozen=True)
 class Told:
     """``of(place, seed)`` is what sample ``place`` of a repeat is told, ``words`` say how it is
-    chosen. ``of`` is None for a model that is told nothing.
+    chosen. ``of`` is None for a model that is told nothing. ``in_strata`` says that they are
+    classes, each told to a fixed number of samples.
     """
 
     words: str
     of: Callable[[int, int], Any] | None
+    in_strata: bool = False
 
     def batch(self, places: Sequence[int], seeds: Sequence[int]) -> list[Any] | None:
         """What the samples of a batch are told."""
@@ -57,13 +59,13 @@ def labels_by_seed(num_classes: int) -> Told:
 def labels_in_proportion(proportions: Tensor, num: int) -> Told:
     """Classes in exact proportion to ``proportions`` (K,), mixed evenly."""
     labels = stratified_labels(proportions, num).tolist()
-    return Told("classes in the data's proportions", lambda place, seed: labels[place])
+    return Told("classes in the data's proportions", lambda place, seed: labels[place], True)
 
 
 def labels_equally_often(num_classes: int, num: int) -> Told:
     """Each of K classes equally often, mixed evenly."""
     labels = stratified_labels(torch.ones(num_classes), num).tolist()
-    return Told(f"{num_classes} classes equally often", lambda place, seed: labels[place])
+    return Told(f"{num_classes} classes equally often", lambda place, seed: labels[place], True)
 
 
 def prompts_in_turn(prompts: Sequence[str]) -> Told:

@@ -29,14 +29,18 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with "-dirty" if files differ; None for an installed wheel."""
+    """The commit of this checkout, with "-dirty" if its files differ; None for an installed wheel.
+
+    Files that are not the commit's do not count: records lie among them.
+    """
     here = Path(__file__).resolve().parents[3]
     if not (here / ".git").exists():
         return None
     git = ["git", "-C", str(here)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        status = [*git, "status", "--porcelain", "--untracked-files=no"]
+        changed = subprocess.run(status, capture_output=True, text=True)
     except OSError:  # no git here
         return None
     if head.returncode:

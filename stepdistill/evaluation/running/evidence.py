@@ -72,3 +72,7 @@ class Shards:
         """What each sample is told."""
         begin = self.shards[0].begin
         return self.order.told_to(range(begin, begin + self.num)) or []
+
+    def strata(self) -> Tensor | None:
+        """Their classes, where how often each is told is fixed."""
+        return torch.tensor(self.told()) if self.order.told.in_strata else None
