@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: venv quickstart long test test-fast check format browser families tables clean
+.PHONY: venv quickstart long test test-fast check format browser families comparison tables clean
 
 venv: $(VENV)/.installed
 
@@ -47,6 +47,26 @@ families: venv
 	$(PYTEST) tests/test_families.py tests/test_export.py --reached build/reached.jsonl
 	$(BIN)/python -m stepdistill.evals.family_record --reached build/reached.jsonl \
 		--output evals/records/families.json
+
+# The built-in comparison: the digits' teacher by steps beside quickstart students of three seeds, and
+# its page. What is there already is left as it is; the whole takes about half an hour.
+COMPARED := evals/records/comparison
+EVALUATE := $(BIN)/stepdistill eval
+BY_DIGITS := --protocol digits --num 10000 --repeats 3 --batch_size 500
+
+comparison: $(foreach steps,2 5 9 18,$(COMPARED)/teacher-$(steps).json) \
+		$(foreach seed,0 1 2,$(COMPARED)/quickstart-$(seed).json)
+	$(EVALUATE) compare $^ --output runs/comparison.html
+
+$(COMPARED)/teacher-%.json: | venv
+	$(EVALUATE) digits --steps $* $(BY_DIGITS) --output $@
+
+$(COMPARED)/quickstart-%.json: | runs/quickstart-%/student
+	$(EVALUATE) runs/quickstart-$*/student $(BY_DIGITS) --output $@
+
+.PRECIOUS: runs/quickstart-%/student
+runs/quickstart-%/student: | venv
+	$(BIN)/stepdistill quickstart --seed $* --output runs/quickstart-$*
 
 # README's tables, rendered from the JSON records.
 tables: venv
