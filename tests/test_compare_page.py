@@ -22,6 +22,7 @@ from stepdistill.evaluation.comparing.records import read_records
 from stepdistill.evaluation.comparing.samples import LARGEST, MOST, grid
 from stepdistill.evaluation.comparing.tables import tables
 
+BUILT_IN = Path(__file__).parent.parent / "evals" / "records" / "comparison"
 LONG = "somebody/a-model-with-a-rather-long-name-1step"
 
 
@@ -91,7 +92,7 @@ def test_the_page_shows_each_row_and_what_may_not_be_compared(folder: Path) -> N
         "no interval of it: edm 0.00100 ± 0.00020, 100 subsets.",
         "extractor of FID, KID and recall",
         "Times were measured on NVIDIA H100",
-        "peak memory, GiB weights and activations",
+        "Peak memory refers to weights and activations.",
         "Fewer images than <features>: it may not be compared.",
         "Student's t over the seeds of a row",
         "Heusel et al. 2017",
@@ -287,37 +288,34 @@ FRAMES = """<!doctype html><pre id="found"></pre>
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["0", "1"])
-def test_a_browser_lays_the_page_out(folder: Path, tmp_path: Path, scheme: str) -> None:
-    """Nothing spills over at both widths, in both themes; no word of a plot lies over another."""
+def laid_out(page: Path, place: Path, scheme: str) -> list[dict[str, Any]]:
+    """What a browser makes of the page in a narrow and in a wide window."""
     policy = re.compile(r"<meta http-equiv=[^>]*>")
-    probed, count = policy.subn("", (folder / "page.html").read_text())
+    probed, count = policy.subn("", page.read_text())
     assert count == 1  # the page forbids scripts: the copy must not
-    (tmp_path / "probed.html").write_text(probed + PROBE)
-    (tmp_path / "frames.html").write_text(FRAMES)
+    (place / "probed.html").write_text(probed + PROBE)
+    (place / "frames.html").write_text(FRAMES)
     theme = f"--blink-settings=preferredColorScheme={scheme}"
     wait = "--virtual-time-budget=5000"
-    dom = chromium(tmp_path / "frames.html", "--dump-dom", wait, theme)
+    dom = chromium(place / "frames.html", "--dump-dom", wait, theme)
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None
     frames = [json.loads(line) for line in html.unescape(found[1]).split("\n") if line]
     assert sorted(frame["width"] for frame in frames) == [400, 1400]
+    return frames
+
+
+def check_layout(frames: list[dict[str, Any]]) -> None:
+    """Nothing spills over, and no word of a plot lies over another."""
     for frame in frames:
         assert frame["needed"] <= frame["width"]  # no sideways scrolling of the whole page
         assert not re.search(r"\b(NaN|nan|Infinity|undefined)\b", frame["text"])
-        assert len(frame["tables"]) == 2
-        assert len(frame["rows"]) == 1 + 4 + 1 + 1
-        assert len(frame["plots"]) == 9
-        assert len(frame["images"]) == 4 * MOST + 2
-        assert {*frame["natural"]} == {32, LARGEST}
         # the text is as wide as the table, and in a wide window the pictures fit beside each other
         widths = [right - left for left, _, right, _ in frame["paragraphs"]]
         assert max(widths) == min(widths)
         if frame["width"] == 1400:
             assert {right - left for left, _, right, _ in frame["tables"]} == {*widths}
             assert max(right - left for left, _, right, _ in frame["grids"]) <= widths[0]
-        assert frame["options"]
         assert all(bottom - top < 25 for _, top, _, bottom in frame["options"])
         for left, top, right, bottom in (*frame["rows"], *frame["images"]):
             assert min(right - left, bottom - top) > 15
@@ -332,6 +330,46 @@ def test_a_browser_lays_the_page_out(folder: Path, tmp_path: Path, scheme: str) 
                 for other in plot["labels"][:i]:
                     apart = one[2] <= other[0] or other[2] <= one[0]
                     assert apart or one[3] <= other[1] + 1 or other[3] <= one[1] + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["0", "1"])
+def test_a_browser_lays_the_page_out(folder: Path, tmp_path: Path, scheme: str) -> None:
+    """At both widths, in both themes, with all that it holds."""
+    frames = laid_out(folder / "page.html", tmp_path, scheme)
+    check_layout(frames)
+    for frame in frames:
+        assert len(frame["tables"]) == 2
+        assert len(frame["rows"]) == 1 + 4 + 1 + 1
+        assert len(frame["plots"]) == 9
+        assert len(frame["images"]) == 4 * MOST + 2
+        assert {*frame["natural"]} == {32, LARGEST}
+        assert frame["options"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["0", "1"])
+def test_the_built_in_comparison(tmp_path: Path, scheme: str) -> None:
+    """The page of the records behind README's table: the digits' teacher by steps, and quickstart
+    students of three seeds, which are as good as its 35 calls in one."""
+    files = sorted(BUILT_IN.glob("*.json"))
+    page = tmp_path / "page.html"
+    command(*files, "--output", page)
+    frames = laid_out(page, tmp_path, scheme)
+    check_layout(frames)
+    [table] = tables(read_records([str(file) for file in files]), False)
+    for frame in frames:
+        assert len(frame["rows"]) == 1 + len(table.rows) == 1 + len(files)
+        assert len(frame["images"]) == len(files) * MOST
+        assert {*frame["natural"]} == {8}
+    fid = next(column for column in table.metrics if column.metric.name == "fid")
+    found = {
+        (row.calls, row.records[0].model["role"]): fid.marks.get(i)
+        for i, row in enumerate(table.rows)
+    }
+    assert found[1, "student"] is not None
+    assert found[35, "teacher"] is not None
+    assert found[3, "teacher"] is None
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...metrics.metric_names import MEMORY, MS, SPEED, Metric, in_order
+from ...metrics.metric_names import MS, SPEED, Metric, in_order
 from .estimates import Estimate, told_apart
 from .rows import Row
 from .wording import device_words, listed
@@ -15,15 +15,11 @@ BEST, LEVEL = "best", "not distinguishable from the best"
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of all rows; ``marks`` by the place of the row: BEST, or LEVEL with it.
-
-    ``of`` says in a few words what it is of, where its name does not.
-    """
+    """One metric of all rows; ``marks`` by the place of the row: BEST, or LEVEL with it."""
 
     metric: Metric
     estimates: Sequence[Estimate | None]
     marks: Mapping[int, str]
-    of: str = ""
 
     def verdict(self, labels: Sequence[str]) -> str | None:
         """In words, which row is best and how sure that is.
@@ -70,9 +66,6 @@ def speed_columns(rows: Sequence[Row]) -> list[Column]:
         own = [row.speeds.get(metric.name) for row in rows]
         places = {place(row, metric) for row, one in zip(rows, own, strict=True) if one}
         made = column(metric, own)
-        if metric is MEMORY:
-            counted = {row.memory_of for row, one in zip(rows, own, strict=True) if one}
-            made = replace(made, of=counted.pop() if len(counted) == 1 else "")
         columns.append(made if len(places) < 2 else replace(made, marks={}))
     return columns
 

@@ -88,7 +88,8 @@ class Table:
 
     def intervals(self) -> str:
         """In words, what the intervals are and which values have none."""
-        found = [one for column in self.metrics for one in column.estimates if one is not None]
+        judged = [column for column in self.metrics if column.metric.goal is not None]
+        found = [one for column in judged for one in column.estimates if one is not None]
         ways = {
             "seeds": "Student's t over the seeds of a row",
             "standard error": "1.96 standard errors that the record gives, where no seeds tell it",
