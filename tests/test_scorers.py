@@ -35,6 +35,7 @@ from transformers import AutoModel, CLIPImageProcessorPil, CLIPModel, CLIPProces
 from stepdistill.errors import UserError
 from stepdistill.metrics.features import Pixels, Scorer, digest
 from stepdistill.metrics.scorers import SCORERS
+from stepdistill.metrics.scorers import scorer as open_scorer
 from stepdistill.metrics.scorers.aesthetic import Head, aesthetic_score
 from stepdistill.metrics.scorers.checkpoints import read_weights
 from stepdistill.metrics.scorers.hpsv2 import fitted, hps_score
@@ -285,7 +286,20 @@ def test_preparation_can_be_sent_to_a_process(
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
     """A sentence with what is missing, and where to put what."""
     with pytest.raises(UserError, match=r"there is no (file|folder) .*elsewhere: fetch .* name"):
-        SCORERS[name][0](str(tmp_path / "elsewhere"), "cpu")
+        open_scorer(name, {name: str(tmp_path / "elsewhere")})
+
+
+def test_the_aesthetic_head_takes_the_clip_that_is_named(
+    images: list[Pixels], folder: Path, head: Path, tmp_path: Path
+) -> None:
+    """``--weights aesthetic=FILE clip-torchmetrics=FOLDER``, as the sentence on a missing folder
+    says."""
+    weights = {"aesthetic": str(head), "clip-torchmetrics": str(folder)}
+    scores = open_scorer("aesthetic", weights).of_pixels(images, PROMPTS)
+    assert torch.equal(scores, aesthetic_score(head, str(folder)).of_pixels(images, PROMPTS))
+    weights["clip-torchmetrics"] = str(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"no folder .*elsewhere: .*--weights clip-torchmetrics="):
+        open_scorer("aesthetic", weights)
 
 
 @pytest.mark.parametrize("name", ["clip.bin", "clip.safetensors"])

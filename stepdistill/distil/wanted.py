@@ -16,7 +16,7 @@ from ..evaluation.protocols.general import TEXT_SCORES
 from ..evaluation.reading.measuring import Measured
 from ..metrics.features import Features, Scorer
 from ..metrics.metric_names import of_teacher
-from ..metrics.scorers import SCORERS
+from ..metrics.scorers import scorer
 from ..parser import nearest
 from .told import Told
 
@@ -87,7 +87,7 @@ class Wanted:
     def open(self, device: torch.device | str) -> Networks:
         """All of them."""
         names = [m.scorer for m in self.measures if m.scorer is not None]
-        scorers = {name: SCORERS[name][0](self.weights.get(name), device) for name in names}
+        scorers = {name: scorer(name, self.weights, device) for name in names}
         return Networks(self.open_views(device), scorers)
 
     def check(self, num: int, networks: Networks, targets: Mapping[str, Measured]) -> None:

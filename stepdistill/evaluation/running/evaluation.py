@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-from ...metrics.scorers import SCORERS
+from ...metrics.scorers import scorer
 from ...metrics.scorers.lpips_distance import lpips_distance
 from ..measures.groups import EACH, PROMPTS, Groups
 from ..measures.measure import Measure, PromptDiversity, Values
@@ -58,7 +58,7 @@ class Evaluation:
             batch_size=asked.batch_size,
             told=told,
             views={k: v.open(asked.weights.get(v.extractor), device) for k, v in views.items()},
-            scorers={s: SCORERS[s][0](asked.weights.get(s), device) for s in scorers},
+            scorers={s: scorer(s, asked.weights, device) for s in scorers},
             image_size=protocol.image_size,
             samples=asked.output.with_name(asked.output.name + ".samples"),
             shown=min(SHOWN, num),

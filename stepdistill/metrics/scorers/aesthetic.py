@@ -77,13 +77,15 @@ def aesthetic_score(file: Path, folder: str, device: torch.device | str = "cpu")
     return Scorer("aesthetic", both, partial(_prepare, side=side), network, resize=RESIZE)
 
 
-def aesthetic(weights: str | None = None, device: torch.device | str = "cpu") -> Scorer:
-    """The published head (``weights``) over OpenAI's network, whose folder is found as that of
+def aesthetic(
+    weights: str | None = None, clip: str | None = None, device: torch.device | str = "cpu"
+) -> Scorer:
+    """The published head (``weights``) over OpenAI's network, whose folder (``clip``) is that of
     :func:`clip_torchmetrics`. UserError if either is not there, or is another."""
     file = locate(HEAD, weights)
     assert file is not None  # it does not lie on the hub
     check(HEAD, file)
-    return aesthetic_score(file, find_repo(FOLDER), device)
+    return aesthetic_score(file, find_repo(FOLDER, clip), device)
 
 
 def _prepare(pixels: Pixels, side: int) -> Tensor:
