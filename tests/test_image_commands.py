@@ -247,6 +247,27 @@ def test_digits_by_default(tmp_path: Path) -> None:
     assert record["metrics"]["recall"] < 1
 
 
+def test_two_files_of_statistics_need_no_extractor(
+    folders: tuple[Path, Path], tmp_path: Path, small_extractors: list[tuple[Any, ...]]
+) -> None:
+    """Their distance is that of the images, and no weights are looked for."""
+    plain = run(*folders, to=tmp_path / "plain.json")
+    files = [tmp_path / f"{folder.name}.safetensors" for folder in folders]
+    for folder, file in zip(folders, files, strict=True):
+        make_reference(["--data", str(folder), "--output", str(file)])
+    small_extractors.clear()
+    record = run(*files, to=tmp_path / "files.json")
+    assert not small_extractors
+    assert record["metrics"]["fid"] == pytest.approx(plain["metrics"]["fid"], rel=1e-9)
+    assert record["reference"]["kind"] == "statistics"
+    assert record["extractors"] == record["measured_on"] == {}
+    assert plain["measured_on"] == {"fid": "inception"}
+    other = tmp_path / "other.safetensors"
+    make_reference(["--data", str(folders[1]), "--output", str(other), "--size", "9"])
+    with pytest.raises(UserError, match=r"a\.safetensors and .*other\.safetensors were not made"):
+        run(files[0], other, to=tmp_path / "mixed.json")
+
+
 @pytest.mark.parametrize("form", ["folder", "zip", "npz"])
 def test_a_reference_stands_for_its_images(
     folders: tuple[Path, Path], tmp_path: Path, form: str

@@ -142,6 +142,7 @@ def compare_statistics(pair: tuple[Stored, Stored]) -> dict[str, Any]:
 
     UserError where they are of other extractors, or of other numbers of features.
     """
+    pair[0].check_alike(pair[1])
     a, b = (stored.measured(None) for stored in pair)
     values = {"fid": frechet_distance(a.statistics, b.statistics)}
     notes = list(dict.fromkeys([*a.notes, *b.notes]))

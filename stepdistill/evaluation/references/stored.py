@@ -32,6 +32,8 @@ from .pickled import load_arrays
 SUFFIXES = {".safetensors", ".npz", ".pkl", ".pt"}
 FORMAT = "stepdistill reference 1"
 ALONE = ""  # the part of a file that holds one Gaussian
+# what a file of ours says of its extractor, and what that is
+TOLD = {"extractor": "extractor", "extractor_sha256": "weights", "resize": "preprocessing"}
 # EDM2's, by how the names of their extractors begin: its Inception resizes as TensorFlow does
 PARTS = {"inception-tf": "fid", "dinov2": "fd_dinov2"}
 
@@ -168,6 +170,16 @@ class Stored:
             notes.append(f"{self.path} does not say of which extractor and preprocessing it is")
         return Measured(statistics, self.record(), kept, tuple(notes))
 
+    def check_alike(self, other: Stored) -> None:
+        """UserError where both files say of which extractor they are, and it is not one."""
+        for key, what in TOLD.items():
+            own, its = self.told.get(key), other.told.get(key)
+            if None not in (own, its) and own != its:
+                raise UserError(
+                    f"{self.path} and {other.path} were not made with the same {what} ({own}, and "
+                    f"{its}): make one of them again with stepdistill eval reference"
+                )
+
     def _part(self, features: Features | None) -> Statistics:
         if ALONE in self.parts:
             return self.parts[ALONE]
@@ -182,11 +194,8 @@ class Stored:
 
     def _check_told(self, features: Features) -> None:
         """Absent metadata, as of other programs' files, are no contradiction."""
-        for key, own, what in (
-            ("extractor", features.name, "extractor"),
-            ("extractor_sha256", features.sha256, "weights"),
-            ("resize", features.resize, "preprocessing"),
-        ):
+        of = (features.name, features.sha256, features.resize)
+        for (key, what), own in zip(TOLD.items(), of, strict=True):
             made = self.told.get(key, own)
             if made != own:
                 raise UserError(
