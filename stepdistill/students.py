@@ -186,7 +186,8 @@ def load_student(folder: Path, config: str | None = None, dtype: str = "float32"
     """Load a diffusers folder of a known family; UserError if it is missing or damaged.
 
     With a ``config`` it is one checkpoint file, which that folder or hub id describes. A folder
-    without a trained plan is a teacher's, and samples as its family says.
+    with our card and no trained plan is a teacher's, and samples as its family says; one without
+    our card is someone else's, a consistency model for instance, and samples as its pipeline does.
     """
     options = LoadOptions(config=config, dtype=dtype)
     if not folder.exists():
@@ -198,7 +199,7 @@ def load_student(folder: Path, config: str | None = None, dtype: str = "float32"
         plan = StepPlan.from_dict(card["plan"]) if "plan" in card else None
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{folder / CARD} holds no readable step plan: {error}") from error
-    if plan is None and not family.samples_teachers:
+    if plan is None and card and not family.samples_teachers:
         return SampledByFamily.of(load_teacher(folder, options=options))
     from diffusers import DiffusionPipeline
 

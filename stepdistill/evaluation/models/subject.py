@@ -71,7 +71,8 @@ class Sampled(Protocol):
 class Subject:
     """A loaded model and how it is called; ``told`` goes to each call as it is.
 
-    ``shape`` are the arguments for the size of a sample, where one was asked for.
+    ``shape`` are the arguments for the size of a sample, where one was asked for. ``unchecked``
+    says that its pipeline had a safety checker, which would show black images instead of some.
     """
 
     source: str
@@ -82,6 +83,7 @@ class Subject:
     guidance: dict[str, Any]
     dtype: str
     shape: Mapping[str, int] = field(default_factory=dict)
+    unchecked: bool = False
 
     def sample(self, told: Sequence[Any] | None, seeds: Sequence[int]) -> Tensor:
         """Images (B, C, H, W) in [-1, 1]; of videos (B, C, frames, H, W) the middle frames.
@@ -103,8 +105,15 @@ class Subject:
     @property
     def of_videos(self) -> bool:
         """Whether its samples are videos."""
-        family = getattr(self.model, "family", None)
-        return family is not None and "video" in family.card.task
+        return "num_frames" in inspect.signature(self.model.pipeline.__call__).parameters
+
+    @property
+    def pipelines_own_steps(self) -> int | None:
+        """The number that its pipeline takes unless told otherwise; None where it is not called."""
+        if isinstance(self.model, SampledByFamily):
+            return None
+        found: int | None = _default(self.model.pipeline.__call__, "num_inference_steps")
+        return found
 
     @property
     def guidance_scale(self) -> float | None:
@@ -181,17 +190,22 @@ def load_subject(
                 f"{source} goes on from a first frame, which no protocol gives: sample it into a "
                 "folder by yourself, and measure that with stepdistill eval images"
             )
-        model, role = student, "teacher" if student.plan is None else "student"
-        own = student.family.teacher_steps if student.plan is None else None
+        is_teacher = isinstance(student, SampledByFamily) or student.family.samples_teachers
+        known = "teacher" if is_teacher else "other"
+        model, role = student, known if student.plan is None else "student"
+        own = student.family.teacher_steps if role == "teacher" else None
     else:
         model, role, own = load_foreign(folder, dtype), "other", None
     count = model.steps(own if steps is None else steps)
     guidance = model.guidance(guidance_scale, anyway)
     check_shape(source, model, shape or {})
+    unchecked = getattr(model.pipeline, "safety_checker", None) is not None
+    if unchecked:
+        model.pipeline.safety_checker = None
     model.pipeline.to(device)
     model.pipeline.set_progress_bar_config(disable=True)
     kind: Role = "other" if role == "other" else "student" if role == "student" else "teacher"
-    return Subject(source, folder, model, kind, count, guidance, dtype, shape or {})
+    return Subject(source, folder, model, kind, count, guidance, dtype, shape or {}, unchecked)
 
 
 def check_shape(source: str, model: Sampled, shape: Mapping[str, int]) -> None:

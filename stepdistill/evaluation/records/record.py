@@ -48,6 +48,7 @@ def settings_of(evaluation: Evaluation) -> dict[str, Any]:
         "extractors": {k: {"sha256": v.sha256, "resize": v.resize} for k, v in seen.items()},
         "images": None if order.images is None else str(order.images),
         "versions": versions(),
+        "commit": commit(),
         "device": evaluation.device.type,
     }
 
@@ -78,7 +79,7 @@ def record_of(
         "details": found.details,
         "measured_on": found.measured_on,
         "per_seed": per_seed(found.repeats, order.seed, order.num),
-        "notes": notes(evaluation, references, facts[0]["image_size"]),
+        "notes": notes(evaluation, references, min(facts[0]["image_size"])),
         "sampling": sampling,
         "reference": {key: one.record for key, one in references.items()},
         "speed": of_speed,
@@ -87,7 +88,6 @@ def record_of(
             "seeds": list(order.seeds(own)),
             "told": order.told_to(own),
         },
-        "commit": commit(),
         "processes": processes,
         "date": datetime.date.today().isoformat(),
     }
@@ -120,8 +120,16 @@ def notes(evaluation: Evaluation, references: Mapping[str, Measured], image_size
                 f"{view.crop}, and are seen whole"
             )
     said += _unchecked(protocol.reference, "reference") if references else []
+    if references and evaluation.asked.reference and callable(protocol.reference):
+        said.append(
+            f"distances are to a reference that was given, and not to {protocol.name}'s own; what "
+            "is no distance stays against that"
+        )
     if evaluation.subject.model.is_told_by_text:
         said += _unchecked(protocol.prompts, "prompts")
+    said += _own_steps(evaluation)
+    if evaluation.subject.unchecked:
+        said.append("the pipeline's safety checker, which shows black images instead, is left out")
     if evaluation.subject.of_videos:
         said.append("of each video the middle frame is measured")
     return list(dict.fromkeys(note for note in said if note))
@@ -145,6 +153,15 @@ def _counts(evaluation: Evaluation) -> list[str]:
         if distinct < order.num and isinstance(protocol.prompts, Asset):
             said.append(f"{order.num:,} samples of {distinct:,} prompts: some are told the same")
     return said
+
+
+def _own_steps(evaluation: Evaluation) -> list[str]:
+    """Of a model that is sampled in another number than its pipeline takes by itself."""
+    subject = evaluation.subject
+    own = subject.pipelines_own_steps
+    if subject.role == "student" or own in (None, subject.steps):
+        return []
+    return [f"sampled in {subject.steps} steps, and its pipeline takes {own} unless told otherwise"]
 
 
 def _unchecked(asset: object, what: str) -> list[str]:

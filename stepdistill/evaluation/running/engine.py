@@ -75,7 +75,8 @@ class Engine:
     def run(self, shards: Sequence[Shard]) -> bool:
         """Do this process's part of ``shards``; False if it was asked to stop before the end.
 
-        NonFiniteError names the seeds of a batch with NaN or Inf.
+        NonFiniteError names the seeds of a batch with NaN or Inf. StepDistillError where a GPU has
+        no room for a batch.
         """
         rank, ranks = self.state.process_index, self.state.num_processes
         own = [shard for shard in shards[rank::ranks] if not self.work.file(shard.number).is_file()]
@@ -92,10 +93,17 @@ class Engine:
             ) as bar,
         ):
             for shard in own:
-                if shard.repeat == NO_REPEAT:
-                    self._group(shard)
-                else:
-                    self._shard(shard, bar)
+                try:
+                    if shard.repeat == NO_REPEAT:
+                        self._group(shard)
+                    else:
+                        self._shard(shard, bar)
+                except torch.OutOfMemoryError as error:
+                    raise StepDistillError(
+                        f"no memory for {self.order.batch_size} samples at a time: remove "
+                        f"{self.work.path} and begin again with a smaller --batch_size, --dtype "
+                        "bfloat16, or a smaller size"
+                    ) from error
                 if signals.noted:
                     stop.touch()
                 if stop.exists():
@@ -105,7 +113,7 @@ class Engine:
     def _shard(self, shard: Shard, bar: tqdm[Any]) -> None:
         parts: dict[str, list[Tensor]] = {}
         seconds: list[tuple[int, float]] = []
-        size = peak = 0
+        height = width = peak = 0
         for rows in shard.batches(self.order.batch_size):
             told = self.order.told_to(rows)
             self._forget_peak()
@@ -114,12 +122,12 @@ class Engine:
             seconds.append((len(rows), self._now() - began))
             peak = max(peak, self._peak_bytes())
             pixels = self._pixels(x0, rows)
-            size = pixels.shape[1]
+            height, width = pixels.shape[1:3]
             for name, found in self._seen(pixels, told).items():
                 parts.setdefault(name, []).append(found.float().cpu())
             self._keep(pixels, rows)
             bar.update(len(rows))
-        facts = {"seconds": seconds, "image_size": size, "peak_bytes": peak}
+        facts = {"seconds": seconds, "image_size": [height, width], "peak_bytes": peak}
         self.work.write(shard.number, {k: torch.cat(v) for k, v in parts.items()}, facts)
 
     def _group(self, shard: Shard) -> None:
