@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from evals.fid import main
 from stepdistill.cli import guarded
-from stepdistill.data.digits import digits
+from stepdistill.data.digits import digits, digits_sha256
 from stepdistill.errors import NonFiniteError, UserError
 from stepdistill.evaluation.reading.archives import content_sha256, in_folder
 from stepdistill.evaluation.reading.images import decode
@@ -275,17 +275,27 @@ def test_model_against_digits(
     assert fid(*given)["fid"] == pytest.approx(exact, rel=1e-9)
     assert fid(*given, "--steps", 1)["fid"] == pytest.approx(own(1), rel=1e-4)
     assert own(1) != pytest.approx(own(2), rel=1e-2)
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    assert records[0]["a"] == {
+    weights, scheduler = "unet/diffusion_pytorch_model", "scheduler/scheduler_config.json"
+    own = records[0]["a"]
+    assert own.pop("config_sha256")[scheduler] == digest(student / scheduler)
+    assert own == {
         "kind": "model",
         "path": str(student),
+        "name": "student",
+        "pipeline": "ConsistencyModelPipeline",
+        "role": "student",
+        "call": {},
         "num_samples": 200,
         "seed": 7,
         "steps": 2,
+        "guidance_scale": None,
+        "dtype": "float32",
+        "batch_size": 50,
         "labels": "stratified",
-        "sha256": {weights: digest(student / weights)},
+        "sha256": {f"{weights}.safetensors": digest(student / f"{weights}.safetensors")},
     }
-    assert records[0]["b"] == {"kind": "digits", "path": "digits", "num_samples": 1797}
+    real = {"kind": "digits", "path": "digits", "num_samples": 1797, "sha256": digits_sha256()}
+    assert records[0]["b"] == real
     assert records[0]["features"] == "digits"
     assert records[0]["fid_floor"] == floor(200, 7)
 

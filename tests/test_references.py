@@ -22,7 +22,12 @@ from stepdistill.errors import StepDistillError, UserError
 from stepdistill.evaluation.reading.archives import content_sha256, open_pictures
 from stepdistill.evaluation.reading.measuring import Want
 from stepdistill.evaluation.references.reference import OfBoth, OfImages, load_reference
-from stepdistill.evaluation.references.stored import Stored, load_statistics, save_reference
+from stepdistill.evaluation.references.stored import (
+    Stored,
+    check_one_each,
+    load_statistics,
+    save_reference,
+)
 from stepdistill.metrics.frechet import Statistics
 
 
@@ -232,13 +237,17 @@ def test_adms_reference_batches(tmp_path: Path) -> None:
     np.savez(tmp_path / "adm.npz", arr_0=noise(30), **own)
     reference = load_reference(tmp_path / "adm.npz")
     assert isinstance(reference, OfBoth)
-    np.testing.assert_array_equal(reference.statistics(COLOURS).mean.numpy(), mean)
-    expected = colours(write(tmp_path / "folder", noise(30))).features
-    assert torch.equal(reference.features(COLOURS), expected)
-    plain, kept = reference.measure([Want(COLOURS), Want(COLOURS, True)])
+    adms = replace(COLOURS, name="inception-tf")
+    np.testing.assert_array_equal(reference.statistics(adms).mean.numpy(), mean)
+    images = colours(write(tmp_path / "folder", noise(30)))
+    assert torch.equal(reference.features(adms), images.features)
+    plain, kept = reference.measure([Want(adms), Want(adms, True)])
     assert plain.features is None
-    assert torch.equal(kept.features, expected)
+    assert torch.equal(kept.features, images.features)
     np.testing.assert_array_equal(kept.statistics.mean.numpy(), mean)
+    [other] = reference.measure([Want(COLOURS)])  # another extractor: of the images
+    assert torch.equal(other.statistics.mean, images.statistics.mean)
+    assert torch.equal(reference.statistics(COLOURS).mean, images.statistics.mean)
     assert reference.record()["num_samples"] == 30
 
 
@@ -285,3 +294,22 @@ def test_few_samples_are_noted(tmp_path: Path) -> None:
     save_reference(tmp_path / "few.safetensors", measured, COLOURS, {})
     noted = Stored.open(tmp_path / "few.safetensors").measure([Want(COLOURS)])[0].notes
     assert any("few.safetensors: 5 samples of 6 features" in note for note in noted)
+
+
+def test_what_says_nothing_of_its_extractor_stands_for_one(tmp_path: Path) -> None:
+    """A mean and a covariance of another program, for two views of as many features, and for
+    patches: refused. A file of ours says which, and EDM2's has a name for each."""
+    mean, covariance = gaussian(6)
+    np.savez(tmp_path / "theirs.npz", mu=mean, sigma=covariance)
+    theirs = load_reference(tmp_path / "theirs.npz")
+    tones = replace(COLOURS, name="tones")
+    found = theirs.measure([Want(COLOURS), Want(tones)])
+    check_one_each({"colours": found[0]})
+    with pytest.raises(UserError, match=r"theirs\.npz .* cannot stand for both colours and tones"):
+        check_one_each(dict(zip(("colours", "tones"), found, strict=True)))
+    with pytest.raises(UserError, match=r"theirs\.npz does not say .* and a patch"):
+        theirs.measure([Want(replace(COLOURS, of_patches=True))])
+    pickled(tmp_path / "edm2.pkl", {"fid": {"mu": mean, "sigma": covariance}})
+    edm2 = load_reference(tmp_path / "edm2.pkl")
+    both = edm2.measure([Want(replace(COLOURS, name="inception-tf"))] * 2)
+    check_one_each(dict(zip("ab", both, strict=True)))

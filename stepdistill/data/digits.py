@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,11 @@ def digits() -> tuple[Tensor, Tensor]:
     bunch = load_digits()
     x0 = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
     return x0, torch.tensor(bunch.target)
+
+
+def digits_sha256() -> str:
+    """Of their float32 pixel values, in order."""
+    return sha256(digits()[0].numpy().tobytes()).hexdigest()
 
 
 def digits_data() -> TensorData:

@@ -23,7 +23,8 @@ class Features:
 
     ``mode`` is how files are decoded (PIL's), ``prepare`` turns one image into the network's input
     and ``resize`` says in words what it does to the pixels. ``logits`` (K, size), where the network
-    has classes, makes their logits of its features: features @ logits.T.
+    has classes, makes their logits of its features: features @ logits.T. ``of_patches`` says that
+    it sees a part of each image alone.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Features:
     batch_size: int = 64  # that suits it
     resize: str = "none"
     logits: Tensor | None = None
+    of_patches: bool = False
 
     def __call__(self, x0: Tensor) -> Tensor:
         """x0 (B, C, H, W) in [-1, 1] -> (B, size), of the 8-bit images that files would hold."""

@@ -35,7 +35,13 @@ class View:
             resize = f"centre crop to {self.crop}; {resize}"
         if self.size is not None:
             resize = f"centre square, LANCZOS to {self.size}; {resize}"
-        return replace(found, name=self.key, prepare=_Steps(self, found), resize=resize)
+        return replace(
+            found,
+            name=self.key,
+            prepare=_Steps(self, found),
+            resize=resize,
+            of_patches=self.crop is not None,
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..measures.weights import weights_for
 from ..reading.measuring import Measured, Want
 from ..records.provenance import commit, versions
 from ..references.reference import OfBoth
-from ..references.stored import Stored
+from ..references.stored import Stored, check_one_each
 from .samples import DIGITS, Model
 from .sources import Digits, Source
 
@@ -108,6 +108,7 @@ def compare_images(
         for own, want in zip(measured[side], wants, strict=True):
             if want[side].keep and own.features is None:
                 raise UserError(_needs_features(own, metrics, through, want[side].features))
+        check_one_each({v.key: own for v, own in zip(views, measured[side], strict=True)})
     values: dict[str, float] = {}
     details = {}
     measured_on: dict[str, str] = {}

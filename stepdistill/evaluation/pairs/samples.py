@@ -98,12 +98,14 @@ class Model:
                     f"{self.path}, seeds {seeds.start} to {last}: {error}"
                 ) from error
         record = {
+            **self.subject.record(),
             "kind": "model",
-            "path": str(self.path),
             "num_samples": self.num,
             "seed": self.how.seed,
             "steps": self.subject.steps,
+            "guidance_scale": self.subject.guidance_scale,
+            "dtype": self.subject.dtype,
+            "batch_size": batch_size,
             "labels": None if labels is None else "stratified",
-            "sha256": self.subject.weights(),
         }
         return [own.measured(record) for own in gathered]

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from ...data.digits import digits
+from ...data.digits import digits, digits_sha256
 from ...errors import UserError
 from ...metrics.quality import digits_reference
 from ..reading.archives import Pictures, open_pictures
@@ -43,7 +43,8 @@ class Digits:
         return [self._measured(want) for want in wants]
 
     def _measured(self, want: Want) -> Measured:
-        record = {"kind": "digits", "path": DIGITS, "num_samples": len(digits()[0])}
+        count = len(digits()[0])
+        record = {"kind": "digits", "path": DIGITS, "num_samples": count, "sha256": digits_sha256()}
         if want.features.name == DIGITS:
             reference = digits_reference()[1]
             kept = reference.features if want.keep else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ..reading.measuring import AS_IT_SUITS, Measured, Reading, Want, measure_im
 from .stored import SUFFIXES, Stored, is_stored
 
 Key = tuple[str, str, str]
+ADMS = "inception-tf"  # the extractor of the statistics in ADM's reference batches
 
 
 class Reference(Protocol):
@@ -81,7 +82,8 @@ class OfImages:
 
 @dataclass
 class OfBoth:
-    """ADM's reference batches: statistics, and the images behind them for what needs features."""
+    """ADM's reference batches: statistics of all images on Inception as TensorFlow resizes, and
+    some of the images, for what needs features or is seen through another extractor."""
 
     stored: Stored
     images: OfImages
@@ -92,24 +94,26 @@ class OfBoth:
         return self.stored.of_digits
 
     def statistics(self, features: Features) -> Statistics:
-        """The stored ones."""
-        return self.stored.statistics(features)
+        """The stored ones; of another extractor those of the images."""
+        of_adm = features.name == ADMS
+        return (self.stored if of_adm else self.images).statistics(features)
 
     def features(self, features: Features) -> Tensor | None:
         """Of the images."""
         return self.images.features(features)
 
     def measure(self, wants: Sequence[Want]) -> list[Measured]:
-        """Images are read only where features are wanted."""
-        stored = self.stored.measure([Want(want.features) for want in wants])
-        kept = [want for want in wants if want.keep]
-        found = iter(self.images.measure(kept) if kept else [])
-        return [
-            Measured(own.statistics, own.record, next(found).features, own.notes)
-            if want.keep
-            else own
-            for own, want in zip(stored, wants, strict=True)
-        ]
+        """Images are read where features are wanted, or another extractor."""
+        read = [want for want in wants if want.keep or want.features.name != ADMS]
+        found = iter(self.images.measure(read) if read else [])
+        return [self._measured(want, next(found) if want in read else None) for want in wants]
+
+    def _measured(self, want: Want, images: Measured | None) -> Measured:
+        if want.features.name != ADMS:
+            assert images is not None
+            return images
+        stored = self.stored.measured(want.features)
+        return stored if images is None else replace(stored, features=images.features)
 
     def record(self) -> dict[str, Any]:
         """The file's, with how many images it has."""

@@ -43,6 +43,23 @@ def load_statistics(file: Path) -> Statistics:
     return Stored.open(file).statistics(None)
 
 
+def check_one_each(found: Mapping[str, Measured]) -> None:
+    """UserError where one file that does not say of which extractor it is stands for two of those
+    that references were ``found`` for."""
+    served: dict[str, str] = {}
+    for name, own in found.items():
+        path = own.record["path"]
+        if own.record.get("kind") != "statistics" or own.record["extractor"] is not None:
+            continue
+        if path in served:
+            raise UserError(
+                f"{path} holds one mean and covariance and does not say of which extractor, so it "
+                f"cannot stand for both {served[path]} and {name}: measure one of them, or give "
+                "the images"
+            )
+        served[path] = name
+
+
 def is_stored(path: Path) -> bool:
     """Whether it is, by its name and for an .npz by its arrays, a file of statistics."""
     if path.suffix not in SUFFIXES or not path.is_file():
@@ -119,6 +136,11 @@ class Stored:
         if features is None:
             return statistics
         self._check_told(features)
+        if features.of_patches and "resize" not in self.told:
+            raise UserError(
+                f"{self.path} does not say of which preprocessing it is, and a patch of each image "
+                "is measured: give the images as a reference"
+            )
         size = len(statistics.mean)
         if size != features.size:
             raise UserError(
@@ -152,6 +174,7 @@ class Stored:
             "path": str(self.path),
             "num_samples": max(counts) or None,
             "sha256": digest(self.path),
+            "extractor": self.told.get("extractor", None if ALONE in self.parts else "named in it"),
         }
 
     def measure(self, wants: Sequence[Want]) -> list[Measured]:

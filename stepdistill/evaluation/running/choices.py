@@ -20,6 +20,7 @@ from ..protocols import Protocol
 from ..protocols.protocol import Reference
 from ..reading.measuring import Measured, Reading, Want
 from ..references.reference import load_reference
+from ..references.stored import check_one_each
 
 BATCH = 64
 
@@ -131,6 +132,7 @@ def compared(
                 found[key] = own
     if len(found) < len(wants):
         raise UserError("; ".join(reasons))
+    check_one_each(found)
     return found
 
 
