@@ -746,3 +746,22 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, option: str) 
 )
 def test_words_without_a_flag_are_one_list(given: Sequence[str], wanted: list[str]) -> None:
     assert words_together(given) == wanted
+
+
+def test_another_scheduler_or_size_is_another_row(tmp_path: Path) -> None:
+    """Equal weights do not make one model: a row each, with names that tell them apart."""
+    files = {"scheduler/scheduler_config.json": "0" * 64, "model_index.json": "1" * 64}
+    other = {**files, "scheduler/scheduler_config.json": "2" * 64}
+    given = [
+        record(model__config_sha256=files),
+        record(seed=50_000, model__config_sha256=files),
+        record(model__config_sha256=other),
+        record(model__config_sha256=files, model__call={"num_frames": 9}),
+        record(model__config_sha256=files, sampling__image_size=[32, 48]),
+    ]
+    [table] = compared(tmp_path, *given)
+    assert [row.seeds for row in table.rows] == [2, 1, 1, 1]
+    labels = [row.label for row in table.rows]
+    assert len({*labels}) == 4
+    assert sum("num_frames 9" in label for label in labels) == 1
+    assert sum("32x48" in label for label in labels) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from .records import Record
@@ -16,7 +17,7 @@ def labels(groups: Sequence[Sequence[Record]]) -> list[tuple[str, str]]:
     firsts = [group[0] for group in groups]
     said = [record.name for record in firsts]
     names = said
-    for tell in (_folder, _steps, _guidance, _dtype, _weights):
+    for tell in (_folder, _steps, _guidance, _dtype, _call, _size, _weights, _configs):
         told = [tell(record) for record in firsts]
         ways = {text: {t for s, t in zip(said, told, strict=True) if s == text} for text in said}
         added = [own if len(ways[text]) > 1 else "" for text, own in zip(said, told, strict=True)]
@@ -50,6 +51,22 @@ def _guidance(record: Record) -> str:
 def _dtype(record: Record) -> str:
     dtype = record.sampling.get("dtype")
     return "" if dtype is None else f", {dtype}"
+
+
+def _call(record: Record) -> str:
+    given = record.model.get("call") or {}
+    return "".join(f", {name} {value}" for name, value in sorted(given.items()))
+
+
+def _size(record: Record) -> str:
+    size = record.sampling.get("image_size")
+    return f", {size[0]}x{size[1]} pixels" if isinstance(size, list) else ""
+
+
+def _configs(record: Record) -> str:
+    """By the files that tell how it is sampled, the scheduler's among them."""
+    hashes = sorted((record.model.get("config_sha256") or {}).items())
+    return f", settings {sha256(repr(hashes).encode()).hexdigest()[:8]}" if hashes else ""
 
 
 def _weights(record: Record) -> str:

@@ -178,11 +178,13 @@ def _check_seeds(records: Sequence[Record]) -> None:
 
 
 def _identity(record: Record) -> str:
-    """A model by its weights, else its path, with its settings; numbers as 1.0, never 1."""
+    """A model by its weights, else its path, with its files of settings, what each call of it is
+    given, and how it was sampled; numbers as 1.0, never 1."""
     model = record.model
     own = model.get("sha256") or model.get("path") or model.get("name")
     if record.of_images:  # equal images under two names are two rows, as other images of one name
         own = [own, record.part("a").get("sha256"), record.seed is None]
     settings: list[Any] = [record.steps, *(record.sampling.get(name) for name in SETTINGS)]
     numbers = [float(value) if finite(value) else value for value in settings]
-    return json.dumps([own, *numbers], sort_keys=True)
+    more = [model.get(name) for name in ("config_sha256", "call")]  # its scheduler; size, frames
+    return json.dumps([own, *numbers, *more], sort_keys=True)
