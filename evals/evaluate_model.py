@@ -141,6 +141,7 @@ def note() -> str:
             *listed,
             f"metrics, as a protocol has them: {', '.join(metrics)}",
             f"weights: {', '.join(weights)}",
+            "without a model: stepdistill eval images, eval reference and eval compare",
         ]
     )
 

@@ -9,8 +9,8 @@ The short form of ``stepdistill eval images``, which has the other metrics.
 A and B each are images (a folder, a .zip, a .tar, an .npz as ADM writes them), a diffusers folder,
 ``digits`` (the 1,797 real images of the built-in world), or statistics: .safetensors of ours, .npz
 of clean-fid, EDM or ADM, .pkl of EDM2. A diffusers folder is sampled by its stock pipeline; but a
-pixel teacher (a ``ConsistencyModelPipeline`` that is no student of ours) by Heun's method with its
-EDM times, 2 n - 1 network calls in n steps.
+pixel teacher of ours (a ``ConsistencyModelPipeline``) by Heun's method with its EDM times, 2 n - 1
+network calls in n steps.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Options:
         num: samples of a model (default 50000; fewer raise the distance), or images drawn at random
             from a folder A (default all); a folder B is always used whole
         seed: of a model's first sample, sample i has seed + i; and of the draw from a folder A
-        steps: of a model's sampler; default: the trained number, 18 of Heun's method for a pixel
-            teacher, 1 for other folders that name none
+        steps: of a model's sampler; default: a student's trained number, its family's or pipeline's
+            own of another model
         batch_size: images at a time, by default 500 on the digits and 64 on Inception; the value
             does not depend on it, but for rounding
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping

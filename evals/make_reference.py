@@ -11,7 +11,6 @@ CMMD need --keep_features (4 bytes a number: 410 MB for 50,000 images on Incepti
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from stepdistill.evaluation.options import check_least, device_of, writable
 from stepdistill.evaluation.reading.archives import open_pictures
 from stepdistill.evaluation.reading.measuring import Reading, Want, measure_images
 from stepdistill.evaluation.references.stored import save_reference
+from stepdistill.files import check_room
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = weights_for(options.features, options.weights)
     features = view.open(weights, device_of(options.device))
     if options.keep_features:
-        check_room(output, 4 * len(pictures) * features.size)
+        check_room(output.parent, 4 * len(pictures) * features.size, "the features")
     how = Reading(options.batch_size, options.skip_corrupt, options.workers)
     want = Want(features, options.keep_features)
     measured = measure_images(pictures, range(len(pictures)), [want], how)[0]
@@ -88,16 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"note: {note}", file=sys.stderr)
     kept = ", with all features" if options.keep_features else ""
     print(f"{output}: {measured.statistics.count:,} images on {view.key}{kept}")
-
-
-def check_room(output: Path, size: int) -> None:
-    """UserError where the disk has no room for so many bytes, before the images are read."""
-    free = shutil.disk_usage(output.parent).free
-    if size > free:
-        raise UserError(
-            f"the features take {size / 1e9:.1f} GB and {output.parent} has {free / 1e9:.1f} GB "
-            "left: name another folder, or leave --keep_features out"
-        )
 
 
 if __name__ == "__main__":

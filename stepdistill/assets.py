@@ -10,14 +10,13 @@ byte, where its SHA-256 is known; a file of another name is somebody's own, and 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError, first_line
+from .errors import UserError, first_sentence
 from .metrics.features import digest
 
 
@@ -153,10 +152,5 @@ def _fetched(asset: Asset, get: Callable[[Asset, bool], Path]) -> Path:
     except Exception as error:  # no network, no such repository, no access, a full disk
         raise UserError(
             f"found no {asset.name}, and {asset.source} did not come from the hub "
-            f"({_cause(error)}): {_mend(asset)}"
+            f"({first_sentence(error)}): {_mend(asset)}"
         ) from error
-
-
-def _cause(error: Exception) -> str:
-    """The first sentence of what the hub client says; more is advice to look at a traceback."""
-    return re.split(r"\.\s", first_line(error), maxsplit=1)[0].rstrip(".")

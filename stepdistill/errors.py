@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class StepDistillError(Exception):
     """Something a sentence explains. ``exit_code`` is what the command ends with."""
@@ -19,6 +21,11 @@ class NonFiniteError(StepDistillError):
     """A NaN or Inf in a loss or a gradient: names the step, the term and the role."""
 
     exit_code = 3
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of what the hub client says; more is advice to look at a traceback."""
+    return re.split(r"\.\s", first_line(error), maxsplit=1)[0].rstrip(".")
 
 
 def first_line(error: BaseException) -> str:

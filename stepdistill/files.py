@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,16 @@ def hold(lock: Path) -> IO[str]:
             f"{lock.parent} is in use by another process: wait for it, or give another folder"
         ) from error
     return file
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """UserError where the disk of ``folder`` has no room for ``size`` bytes of ``what``."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{what} take {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB left: name "
+            "another folder, or make room there"
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, first_line
+from .errors import UserError, first_sentence
 
 WORLDS = Path(__file__).parent / "worlds"
 CARD = "stepdistill.json"  # what stepdistill adds beside a folder's model_index.json
@@ -73,7 +73,7 @@ def folder_of(source: str, weights: bool = True) -> Path:
         return Path(DiffusionPipeline.download(source))
     except Exception as error:  # the hub client raises many kinds; all mean the same to the user
         raise UserError(
-            f"{source} is neither a folder nor a model the hub could give: {first_line(error)}"
+            f"{source} is neither a folder nor a model the hub could give: {first_sentence(error)}"
         ) from error
 
 

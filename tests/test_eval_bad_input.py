@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ from tiny_pipelines import video as tiny_videos
 
 from stepdistill.assets import Asset
 from stepdistill.errors import StepDistillError, UserError
+from stepdistill.evaluation.measures.measure import PromptDiversity
 from stepdistill.evaluation.measures.weights import weights_of
 from stepdistill.evaluation.models.subject import SHAPE, check_shape
 from stepdistill.evaluation.protocols import PROTOCOLS
@@ -421,3 +423,45 @@ def test_a_corrupt_reference_image(
     [reference] = json.loads(output.read_text())["reference"].values()
     assert reference["num_samples"] == 4
     assert reference["skipped"] == 1
+
+
+def test_what_a_metric_lacks_is_said_before_sampling(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Classes of the extractor, enough samples, a FID that there is; and room for the features."""
+    output = tmp_path / "o.json"
+    given = ("eval", student, "--protocol", "custom", "--num", 4, "--output", output)
+    for more, said in (
+        (("--features", "digits", "--metrics", "inception_score"), "features have no classes"),
+        (("--features", "digits", "--metrics", "kid,precision_recall"), "needs --num of 6 or more"),
+        (("--features", "dinov2"), "fid is not of dinov2 features"),
+    ):
+        assert run(*given, *more, "--reference", student) == 2
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_no_room_for_the_features(
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Found before the first sample, with how much they take."""
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr("stepdistill.files.shutil.disk_usage", lambda _: free)
+    assert run("eval", student, *fixed(tmp_path / "o.json")) == 2
+    assert "the features of all samples" in (said := capsys.readouterr().err)
+    assert "GB left" in said
+
+
+def test_one_prompt_has_a_diversity_and_no_error() -> None:
+    """LPIPS at a fixed prompt: a standard error over prompts there is not."""
+
+    class One:
+        def groups(self) -> torch.Tensor:
+            return torch.tensor([0.25])
+
+    measure = PromptDiversity("lpips_diversity", "")
+    assert measure.values(One()) == {"lpips_diversity": 0.25}
+    assert measure.errors(One(), 10) == {}

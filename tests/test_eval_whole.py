@@ -304,9 +304,12 @@ class Killed(Exception):
     """In place of the signal, which would end the tests too."""
 
 
-def test_images_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after the first of three shards and given again: all images are there, each as in a
-    run in one go, and the value is that run's."""
+@pytest.mark.parametrize("at", ["within the first shard", "after it"])
+def test_images_of_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Killed before or after the first of three shards is written, and given again: all images are
+    there, each as in a run in one go, and the value is that run's."""
     model = tiny_teacher_folder(tmp_path / "model")
     fixed = ("eval", model, "--protocol", "digits", "--num", 40, "--steps", 2, "--batch_size", 8)
     whole, kept = tmp_path / "whole", tmp_path / "kept"
@@ -317,6 +320,9 @@ def test_images_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         if shard.number == 1:
             raise Killed
         before(self, shard, bar)
+        if at == "within the first shard":
+            self.work.file(shard.number).unlink()
+            raise Killed
 
     output = ("--output", tmp_path / "again.json")
     with monkeypatch.context() as patch:

@@ -356,9 +356,9 @@ def test_no_room_for_features(
     """Is said before the images are read."""
     monkeypatch.setattr(InFolder, "open", lambda *_: pytest.fail("read first"))
     usage = type("usage", (), {"free": 100})
-    monkeypatch.setattr("evals.make_reference.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("stepdistill.files.shutil.disk_usage", lambda _: usage)
     file = str(tmp_path / "r.safetensors")
-    with pytest.raises(UserError, match=r"features take .* GB and .* GB left.*--keep_features out"):
+    with pytest.raises(UserError, match=r"features take .* GB and .* GB left: name another"):
         make_reference(["--data", str(folders[0]), "--output", file, "--keep_features"])
 
 

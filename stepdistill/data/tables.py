@@ -59,7 +59,7 @@ def open_table(source: str, split: str | None = None, streaming: bool = False) -
             raise UserError(f"{path} is none of {', '.join(READERS)}: convert it to one of them")
         return _dataset(source, split, streaming)
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}: check its path")
     check_no_split(path, split)
     return READERS[suffix](path)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
-from ..evaluation.measures.image_metrics import METRICS, check_extractor, classes_of
-from ..evaluation.measures.measure import MeanScore, Measure, comparison
+from ..evaluation.measures.image_metrics import METRICS, check_extractor
+from ..evaluation.measures.measure import MeanScore, Measure, check_samples, comparison
 from ..evaluation.measures.views import View
 from ..evaluation.protocols.general import TEXT_SCORES
 from ..evaluation.reading.measuring import Measured
@@ -93,14 +93,11 @@ class Wanted:
     def check(self, num: int, networks: Networks, targets: Mapping[str, Measured]) -> None:
         """UserError where ``num`` samples or those of a reference are too few, or an extractor has
         no classes."""
+        check_samples(self.measures, num, networks.views, "evaluate_samples")
         for measure in self.measures:
             if measure.view is None:
                 continue
-            if measure.name == "inception_score":
-                classes_of(networks.views[measure.view.key])
             least = METRICS[measure.name].least
-            if num < least:
-                raise UserError(f"{measure.name} needs evaluate_samples of {least} or more: {num}")
             own = targets.get(measure.view.key) if measure.compares else None
             if own is not None and 0 < own.statistics.count < least:  # 0 where a file tells none
                 raise UserError(

@@ -71,7 +71,7 @@ class Metric:
     """``values`` gives the metrics of a record and what else tells how they were had; ``keeps``
     says whether it needs the features of A and of B, ``compares`` whether it needs B at all;
     ``extractor`` is None for the chosen one. It takes ``least`` samples, and gives ``gives``, if
-    that is not its own name."""
+    that is not its own name; ``of_classes`` says whether the extractor must have some."""
 
     about: str
     values: Callable[[Compared], tuple[Values, dict[str, Any]]]
@@ -81,6 +81,7 @@ class Metric:
     compares: bool = True
     least: int = 2
     gives: tuple[str, ...] = ()
+    of_classes: bool = False
 
     @property
     def gaussian(self) -> bool:
@@ -182,6 +183,7 @@ METRICS: dict[str, Metric] = {
         (True, False),
         compares=False,
         least=SPLITS,
+        of_classes=True,
     ),
     "fd_dinov2": Metric(
         "Frechet distance on DINOv2", _frechet("fd_dinov2"), (False, False), "dinov2"

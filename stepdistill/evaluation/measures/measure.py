@@ -7,14 +7,16 @@ not matter which process made them, nor when.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from ...errors import UserError
+from ...metrics.features import Features
 from ...metrics.intervals import PARTS, dealt, frechet_error, split_statistics, standard_error
-from .image_metrics import METRICS, Compared, Metric
+from .image_metrics import METRICS, Compared, Metric, classes_of
 from .views import View
 
 LPIPS = "lpips"  # the key of its network
@@ -47,7 +49,8 @@ class Evidence(Protocol):
         """What each sample is told, in order."""
 
     def strata(self) -> Tensor | None:
-        """The class of each sample (N,) where each class has a fixed number of them."""
+        """A number for the class or prompt of each sample (N,), where each has a fixed number of
+        samples."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,21 @@ class Frechet(Comparison):
         return {self.name: frechet_error(parts, theirs, replicates)}
 
 
+def check_samples(
+    measures: Sequence[Measure], num: int, views: Mapping[str, Features], option: str
+) -> None:
+    """UserError where ``num`` samples, the value of ``option``, are too few for a metric, or an
+    extractor has no classes."""
+    for measure in measures:
+        if not isinstance(measure, Comparison):
+            continue
+        metric = measure.metric
+        if metric.of_classes:
+            classes_of(views[measure.seen.key])
+        if num < metric.least:
+            raise UserError(f"{measure.name} needs {option} of {metric.least} or more: {num}")
+
+
 def comparison(name: str, view: View, about: str = "") -> Measure:
     """The image metric of that name, through ``view``."""
     metric = METRICS[name]
@@ -184,8 +202,9 @@ class PromptDiversity(Measure):
         return {self.name: float(evidence.groups().double().mean())}
 
     def errors(self, evidence: Evidence, replicates: int) -> Values:
-        """Of the mean over prompts."""
-        return {self.name: standard_error(evidence.groups())}
+        """Of the mean over prompts; nothing of a single one."""
+        found = evidence.groups()
+        return {self.name: standard_error(found)} if len(found) > 1 else {}
 
     def details(self, evidence: Evidence) -> dict[str, Any]:
         """How many prompts, and samples of each."""

@@ -21,8 +21,8 @@ from ...draws import key
 @dataclass(frozen=True)
 class Told:
     """``of(place, seed)`` is what sample ``place`` of a repeat is told, ``words`` say how it is
-    chosen. ``of`` is None for a model that is told nothing. ``in_strata`` says that they are
-    classes, each told to a fixed number of samples.
+    chosen. ``of`` is None for a model that is told nothing. ``in_strata`` says that each class or
+    prompt is told to a fixed number of samples.
     """
 
     words: str
@@ -70,6 +70,5 @@ def labels_equally_often(num_classes: int, num: int) -> Told:
 
 def prompts_in_turn(prompts: Sequence[str]) -> Told:
     """Prompt i mod P for sample i."""
-    return Told(
-        f"{len(prompts):,} prompts in turn", lambda place, seed: prompts[place % len(prompts)]
-    )
+    words = f"{len(prompts):,} prompts in turn"
+    return Told(words, lambda place, seed: prompts[place % len(prompts)], True)

@@ -10,6 +10,7 @@ from ..measures import world_measures as world
 from ..measures.measure import Measure, comparison
 from ..measures.views import View
 from ..models.told import Told, labels_in_proportion
+from .general import text_measures
 from .protocol import Protocol
 
 DIGITS_VIEW, SCENES_VIEW = View("digits"), View("scenes")
@@ -58,6 +59,9 @@ def captioned_digits() -> Protocol:
         "caption_accuracy": world.CaptionAccuracy("caption_accuracy", "all is shown", SCENES_VIEW),
         "diversity": world.CaptionDiversity("diversity", "1 is as diverse as data", SCENES_VIEW),
     }
+    default = tuple(measures)
+    measures |= {name: comparison(name, SCENES_VIEW) for name in OF_FEATURES}  # given images
+    measures["lpips_diversity"] = text_measures()["lpips_diversity"]
     return Protocol(
         name="captioned-digits",
         about="the bundled text-to-image world: distance, caption accuracy, diversity",
@@ -65,7 +69,7 @@ def captioned_digits() -> Protocol:
         num=5_000,
         kind="text",
         measures=measures,
-        default=tuple(measures),
+        default=default,
         prompts=tuple(prompt.text for prompt in evaluation_prompts()),
         reference=world.CaptionsReference,
         image_size=32,

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+from ...files import check_room
 from ...metrics.scorers import scorer
 from ...metrics.scorers.lpips_distance import lpips_distance
 from ..measures.groups import EACH, PROMPTS, Groups
-from ..measures.measure import Measure, PromptDiversity, Values
+from ..measures.image_metrics import check_extractor
+from ..measures.measure import Frechet, Measure, PromptDiversity, Values, check_samples
 from ..models.subject import Subject
 from ..protocols import Protocol
 from ..protocols.protocol import Reference
@@ -46,6 +48,9 @@ class Evaluation:
     ) -> Evaluation:
         """UserError for what cannot be measured, or is missing."""
         measures = chosen(protocol, asked.metrics)
+        for measure in measures:
+            if isinstance(measure, Frechet):
+                check_extractor([measure.name], measure.seen.extractor)
         told, num = told_by(protocol, subject, asked)
         views = {m.view.key: m.view for m in measures if m.view is not None}
         scorers = [m.scorer for m in measures if m.scorer is not None]
@@ -64,6 +69,7 @@ class Evaluation:
             shown=min(SHOWN, num),
             images=asked.images,
         )
+        check_samples(measures, num, order.views, "--num")
         given = opened(protocol, asked, measures)
         groups = groups_of(measures, order, asked.weights, device)
         return cls(subject, protocol, asked, measures, order, given, groups, device)
@@ -91,18 +97,25 @@ class Evaluation:
         return compared(self.measures, self.given, self.order.views)
 
     def begin(self) -> None:
-        """Before the first sample: an empty folder for the images, none of samples of before.
+        """Before the first sample: room for the features, an empty folder for the images, none of
+        samples of before.
 
         UserError for a folder of images that holds something. A folder of work that is gone on with
         has its own images.
         """
-        if any(self.work.path.glob("*.safetensors")):
+        if self.work.begun.exists():
             return
+        sizes = [features.size for features in self.order.views.values()]
+        room = 4 * sum(sizes) * self.order.num * self.order.repeats
+        check_room(
+            self.work.path, room, "the features of all samples, until the record is written,"
+        )
         images, samples = self.order.images, self.order.samples
         if images is not None and images.exists() and (images.is_file() or any(images.iterdir())):
             raise UserError(f"{images} holds something already: give another folder as --images")
         if samples.is_dir():
             shutil.rmtree(samples)
+        self.work.begun.touch()
 
     def check_images(self) -> None:
         """UserError where images that were written are gone, or other ones have come."""

@@ -74,5 +74,9 @@ class Shards:
         return self.order.told_to(range(begin, begin + self.num)) or []
 
     def strata(self) -> Tensor | None:
-        """Their classes, where how often each is told is fixed."""
-        return torch.tensor(self.told()) if self.order.told.in_strata else None
+        """A number for each class or prompt, where how often each is told is fixed."""
+        if not self.order.told.in_strata:
+            return None
+        told = self.told()
+        numbers = {own: number for number, own in enumerate(dict.fromkeys(told))}
+        return torch.tensor([numbers[own] for own in told])

@@ -84,6 +84,11 @@ class WorkFolder:
         """A file that is there once any process was asked to stop."""
         return self.path / "stop"
 
+    @property
+    def begun(self) -> Path:
+        """A file that is there once the first sample may have been written."""
+        return self.path / "begun"
+
     def file(self, shard: int) -> Path:
         """Where a shard's results lie."""
         return self.path / f"{shard:06d}.safetensors"
