@@ -10,18 +10,22 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
+from stepdistill.evaluation.comparing.printed import markdown
+from stepdistill.evaluation.comparing.records import read_records
+from stepdistill.evaluation.comparing.tables import tables as tables_of
 
 FAMILIES = "families.json"  # written by ``make families``
 MEMORY = "memory.json"  # written by stepdistill.evals.memory_record
 DISTANCE = "distance.json"  # by stepdistill.evals.distance_record
 DECODING = "decoding.json"  # by stepdistill.evals.decode_record
+COMPARISON = "comparison"  # a folder: by ``make comparison``
 TEXT = ("digits-t2i.json", "digits-flow.json")  # by stepdistill.evals.caption_students
 
 
@@ -131,6 +135,29 @@ def distance_sentence(record: dict[str, Any]) -> str:
     )
 
 
+def decoding_sentence(record: dict[str, Any]) -> str:
+    """How much of a small network's own pace is left where it reads files."""
+    cases = []
+    for case in record["cases"]:
+        resized = "" if case["prepare"] == "none" else f" (resized {case['prepare']} way)"
+        share = 100 * case["share_by_clock"]["median"]
+        cases.append(f"{share:.0f} % on {case['images']}{resized}")
+    return (
+        "Image files are decoded by processes beside the network. By the clock, a small network on "
+        f"one of {record['cores']} cores keeps so much of the images a second that it makes of "
+        f"tensors in memory: {', '.join(cases)}."
+    )
+
+
+def comparison_table(records: Sequence[str]) -> str:
+    """Of ``eval compare``, without times: they are of a processor that others may have used too."""
+    untimed = [
+        replace(record, content={**record.content, "speed": None})
+        for record in read_records(records)
+    ]
+    return markdown(tables_of(untimed, each_alone=False))
+
+
 def text_table(records: list[dict[str, Any]]) -> str:
     """Text-to-image teachers at their two best guidances, and their students by calls."""
     lines = [
@@ -177,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = sorted(path for path in records.glob("*.json") if path.name not in others)
     if not paths:
         raise UserError(f"{options.records} holds no records")
+    compared = [str(path) for path in sorted((records / COMPARISON).glob("*.json"))]
     readme = Path(options.readme)
     text = wanted = readme.read_text()
     tables = {
@@ -184,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "families": families_table(json.loads((records / FAMILIES).read_text())),
         "text": text_table([json.loads((records / name).read_text()) for name in TEXT]),
         "distance": distance_sentence(json.loads((records / DISTANCE).read_text())),
+        "decoding": decoding_sentence(json.loads((records / DECODING).read_text())),
+        "comparison": comparison_table(compared),
         "memory": memory_tables(json.loads((records / MEMORY).read_text())),
     }
     for name, rendered in tables.items():

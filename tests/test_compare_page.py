@@ -363,13 +363,9 @@ def test_the_built_in_comparison(tmp_path: Path, scheme: str) -> None:
         assert len(frame["images"]) == len(files) * MOST
         assert {*frame["natural"]} == {8}
     fid = next(column for column in table.metrics if column.metric.name == "fid")
-    found = {
-        (row.calls, row.records[0].model["role"]): fid.marks.get(i)
-        for i, row in enumerate(table.rows)
-    }
-    assert found[1, "student"] is not None
-    assert found[35, "teacher"] is not None
-    assert found[3, "teacher"] is None
+    marked = [row for i, row in enumerate(table.rows) if i in fid.marks]
+    assert {row.calls for row in marked} == {1, 35}
+    assert sum(row.calls == 1 for row in marked) >= 2
 
 
 @pytest.mark.slow
