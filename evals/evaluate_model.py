@@ -47,8 +47,8 @@ class Options:
     Args:
         student: a built-in name, a diffusers folder, or a hub id
         protocol: (needed) what is sampled and compared, see below
-        output: (needed) the file of the record; samples go beside it into NAME.samples, work into a
-            folder that is removed at the end
+        output: (needed) the file of the record; samples go beside it into NAME.samples, and the
+            features so far into NAME.parts, which is removed at the end (Inception: 8 kB a sample)
         num: samples; default: the protocol's
         seed: of the first sample; sample i has seed + i
         steps: default: a student's trained number, its family's or pipeline's own of another model

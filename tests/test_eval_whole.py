@@ -29,6 +29,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torchvision.transforms.functional import center_crop
 
 from stepdistill.evaluation.models.subject import load_subject
+from stepdistill.evaluation.reading.archives import InFolder
 from stepdistill.evaluation.running.engine import Engine
 from stepdistill.evaluation.running.work import Shard
 from stepdistill.metrics.features import Pixels
@@ -337,3 +338,41 @@ def test_images_of_a_run_that_goes_on(
         assert (whole / name).read_bytes() == (kept / name).read_bytes()
     first, again = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "again"))
     assert first["metrics"] == again["metrics"]
+
+
+def test_a_reference_of_images_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after it was measured, and given again: it is not read, and the record is that of a
+    run in one go; an image that has changed since is seen."""
+    model = tiny_teacher_folder(tmp_path / "model")
+    rows = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    (tmp_path / "real").mkdir()
+    for i, row in enumerate(rows):
+        Image.fromarray(row).save(tmp_path / "real" / f"{i:02d}.png")
+    fixed = ("eval", model, "--protocol", "custom", "--features", "digits", "--steps", 2)
+    fixed += ("--num", 40, "--reference", tmp_path / "real", "--metrics", "fid,kid")
+    assert run(*fixed, "--output", tmp_path / "whole.json") == 0
+    outputs = [("--output", tmp_path / f"{name}.json") for name in ("again", "changed")]
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_shard", killed)
+        for output in outputs:
+            with pytest.raises(Killed):
+                run(*fixed, *output)
+    opened: list[int] = []
+    before = InFolder.open
+    monkeypatch.setattr(InFolder, "open", lambda s, i: opened.append(i) or before(s, i))
+    assert run(*fixed, *outputs[0]) == 0
+    assert not opened
+    first, again = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "again"))
+    for part in ("metrics", "reference", "details", "notes"):
+        assert first[part] == again[part]
+    Image.fromarray(255 - rows[0]).save(tmp_path / "real" / "00.png")
+    assert run(*fixed, *outputs[1]) == 0
+    assert len(opened) == 20
+    changed = json.loads((tmp_path / "changed.json").read_text())
+    assert changed["metrics"]["fid"] != first["metrics"]["fid"]

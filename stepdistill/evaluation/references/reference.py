@@ -14,6 +14,7 @@ from ...metrics.features import Features
 from ...metrics.frechet import Statistics
 from ..reading.archives import Pictures, content_sha256, open_pictures
 from ..reading.measuring import AS_IT_SUITS, Measured, Reading, Want, measure_images
+from .remembered import place, remember, remembered
 from .stored import SUFFIXES, Stored, is_stored
 
 Key = tuple[str, str, str]
@@ -41,11 +42,13 @@ class OfImages:
     """Images, measured when asked for and once for each extractor.
 
     Each call for another extractor reads them all: ``measure`` those that will be wanted first,
-    all at once. Features lie in a temporary file until this object goes; nothing else is cached.
+    all at once. Features lie in a temporary file until this object goes. In a ``folder``, if one
+    is given, what was measured is kept; nothing else is cached.
     """
 
     pictures: Pictures
     how: Reading = AS_IT_SUITS
+    folder: Path | None = None
     _known: dict[Key, Measured] = field(default_factory=dict, repr=False)
 
     def statistics(self, features: Features) -> Statistics:
@@ -59,11 +62,14 @@ class OfImages:
     def measure(self, wants: Sequence[Want]) -> list[Measured]:
         """What is not known yet is measured in one pass."""
         missing = [want for want in wants if not self._has(want)]
+        if self.folder is not None:
+            missing = [want for want in missing if not self._recalls(want)]
         if missing:
             found = measure_images(self.pictures, range(len(self.pictures)), missing, self.how)
-            self._known |= {
-                _key(want.features): own for want, own in zip(missing, found, strict=True)
-            }
+            for want, own in zip(missing, found, strict=True):
+                self._known[_key(want.features)] = own
+                if self.folder is not None:
+                    remember(self._file(self.folder, want), own, want.features)
         return [self._known[_key(want.features)] for want in wants]
 
     def record(self) -> dict[str, Any]:
@@ -74,6 +80,17 @@ class OfImages:
         path, count = str(self.pictures.path), len(self.pictures)
         hashed = content_sha256(self.pictures)
         return {"kind": "images", "path": path, "num_samples": count, "sha256": hashed}
+
+    def _recalls(self, want: Want) -> bool:
+        """Whether an earlier process has left it."""
+        assert self.folder is not None
+        file = self._file(self.folder, want)
+        if file.is_file():
+            self._known[_key(want.features)] = remembered(file, want.features)
+        return file.is_file()
+
+    def _file(self, folder: Path, want: Want) -> Path:
+        return place(folder, self.pictures, want, self.how)
 
     def _has(self, want: Want) -> bool:
         known = self._known.get(_key(want.features))
@@ -120,17 +137,18 @@ class OfBoth:
         return {**self.stored.record(), "num_samples": len(self.images.pictures)}
 
 
-def load_reference(path: Path, how: Reading = AS_IT_SUITS) -> Reference:
+def load_reference(path: Path, how: Reading = AS_IT_SUITS, folder: Path | None = None) -> Reference:
     """The reference in a statistics file, or of the images in a folder, a zip, a tar or an .npz.
 
-    UserError for anything else, and for what is damaged or empty.
+    What images are measured to be is kept in ``folder``, if one is given. UserError for anything
+    else, and for what is damaged or empty.
     """
     pictures = open_pictures(path)
     if is_stored(path):
         stored = Stored.open(path)
-        return stored if pictures is None else OfBoth(stored, OfImages(pictures, how))
+        return stored if pictures is None else OfBoth(stored, OfImages(pictures, how, folder))
     if pictures is not None:
-        return OfImages(pictures, how)
+        return OfImages(pictures, how, folder)
     raise UserError(
         f"there is no reference at {path}: give a folder, .zip, .tar or .npz of images, or "
         f"statistics ({', '.join(sorted(SUFFIXES))})"

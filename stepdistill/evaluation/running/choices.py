@@ -42,6 +42,11 @@ class Asked:
     images: Path | None = None
     replicates: int | None = None
 
+    @property
+    def parts(self) -> Path:
+        """The folder of work, beside the output until the record is written."""
+        return self.output.with_name(self.output.name + ".parts")
+
 
 def chosen(protocol: Protocol, names: Sequence[str]) -> list[Measure]:
     """The measures ``names``, by default the protocol's own. UserError lists what there is."""
@@ -95,9 +100,9 @@ def opened(protocol: Protocol, asked: Asked, measures: Sequence[Measure]) -> lis
     if asked.reference:
         for one in asked.reference:
             _check(protocol.reference, one)
-        return [load_reference(Path(one), how) for one in asked.reference]
+        return [load_reference(Path(one), how, asked.parts) for one in asked.reference]
     if isinstance(protocol.reference, Asset):
-        return [load_reference(place_of(protocol.reference), how)]
+        return [load_reference(place_of(protocol.reference), how, asked.parts)]
     if protocol.reference is None:
         raise UserError(f"{protocol.name} has no reference of its own: give --reference")
     return [protocol.reference()]

@@ -90,7 +90,7 @@ class Evaluation:
     @property
     def work(self) -> WorkFolder:
         """Beside the output, until the record is written."""
-        return WorkFolder(self.asked.output.with_name(self.asked.output.name + ".parts"))
+        return WorkFolder(self.asked.parts)
 
     def measure_references(self) -> dict[str, Measured]:
         """What is compared with, by the key of its view. UserError for a view without one."""
