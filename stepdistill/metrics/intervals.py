@@ -113,7 +113,8 @@ def frechet_error(
     63 % of the samples, some of them several times, inflates it again by about as much: its own
     mean and percentiles lie above the plain distance, which stays the estimate. The inflation
     itself is no part of the error, and near a distance of zero, where it is most of the value, the
-    spread comes out too large rather than too small.
+    spread comes out too large rather than too small. So it does where strata have fewer samples
+    than there are parts, which then differ in their strata.
     """
     if len(parts) < 2 or replicates < 2:
         raise UserError("the error of a distance needs at least 2 parts and 2 replicates")
