@@ -58,11 +58,12 @@ class Options:
         batch_size: samples a call of the model; does not change what they are
         metrics: one or more, see below; default: the protocol's
         prompts: a file of prompts, or a data set; default: the protocol's
-        reference: images (a folder, .zip or .npz) or statistics; default: the protocol's
+        reference: images (a folder, .zip, .tar or .npz) or statistics, several with spaces between;
+            default: the protocol's
         skip_corrupt: leave unreadable images of the reference out (they are counted) instead of
             stopping
-        weights: of extractors and scorers, as NAME=PATH, see below; default: what the environment
-            names, or the hub has
+        weights: of extractors and scorers, as NAME=PATH, several with spaces between, see below;
+            default: what the environment names, or the hub has
         features: of the custom protocol: the extractor that distances are measured on; default:
             inception
         size: of the custom protocol: pixels that images are cut and resized to first; default: as

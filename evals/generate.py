@@ -1,8 +1,8 @@
 """Sample a student (or any diffusers folder of a known family) into a grid or a folder of images.
 
-Each is called as its users call it, by its stock pipeline; but a pixel teacher (a
-``ConsistencyModelPipeline`` that is no student of ours) is sampled by Heun's method with its EDM
-times, 2 n - 1 network calls in n steps.
+Each is called as its users call it, by its stock pipeline; but a pixel teacher of ours (a
+``ConsistencyModelPipeline`` with stepdistill.json) is sampled by Heun's method with its EDM times,
+2 n - 1 network calls in n steps.
 
 stepdistill sample runs/dmd2/student --steps 1 --output grid.png
 stepdistill sample runs/sd/student --prompt "a red fox" "a blue car" --steps 1 2 4 --compare TEACHER
@@ -128,7 +128,7 @@ def rows_of(options: Options, student: Student) -> list[Row]:
         teacher = load_student(folder_of(options.compare), options.compare_config)
         more = teacher.guidance(options.guidance_scale)
         size = {k: v for k, v in student.call.items() if k in ("height", "width", "num_frames")}
-        own_steps = teacher.family.teacher_steps if teacher.plan is None else None
+        own_steps = teacher.family.teacher_steps if teacher.is_teacher else None
         steps = teacher.steps(options.compare_steps or own_steps)
         rows.append(_row("teacher", options, teacher, steps, {**size, **more}, image))
     for asked in options.steps or (None,):

@@ -1,7 +1,8 @@
 """A model as its users run it: the stock diffusers pipeline, whole calls, image seeds.
 
-An EDM teacher is the exception: its folder is a ``ConsistencyModelPipeline``, which noises x0_hat
-again at each step, as its students do. The teacher itself is sampled by Heun's method.
+An EDM teacher is the exception: its folder is a ``ConsistencyModelPipeline`` with our card. That
+pipeline noises x0_hat again at each step, as its students do; the teacher is sampled by Heun's
+method.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Student:
     def is_told_by_text(self) -> bool:
         """Whether it samples prompts."""
         return self.family.is_told_by_text
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether it is to be sampled in many steps: no student of ours, no consistency model."""
+        return self.plan is None and self.family.samples_teachers
 
     def steps(self, asked: int | None) -> int:
         """``asked`` if it can be called so, by default the trained number. UserError otherwise."""
@@ -149,6 +155,8 @@ class SampledByFamily(Student):
     """
 
     teacher: Teacher = field(kw_only=True)
+
+    is_teacher = True
 
     @classmethod
     def of(cls, teacher: Teacher) -> SampledByFamily:

@@ -43,6 +43,7 @@ def test_someone_elses_consistency_model_is_sampled_by_its_pipeline(tmp_path: Pa
     torch.testing.assert_close(subject.sample(labels, seeds), expected)
     record = evaluated(model, tmp_path, "--protocol", "digits")
     assert (record["model"]["role"], record["sampling"]["calls"]) == ("other", 1)
+    assert any("taken for a consistency model" in note for note in record["notes"])
     ours = load_subject(str(tiny_teacher_folder(tmp_path / "ours")))
     assert isinstance(ours.model, SampledByFamily)
     assert (ours.role, ours.steps) == ("teacher", 18)

@@ -16,7 +16,7 @@ from ... import families
 from ...errors import UserError, first_line
 from ...metrics.features import digest
 from ...plans import StepPlan
-from ...sources import folder_of, read_model_index
+from ...sources import CARD, folder_of, read_model_index
 from ...students import SampledByFamily, Student, load_student
 from .foreign import load_foreign
 
@@ -126,6 +126,23 @@ class Subject:
             found = _default(self.model.pipeline.__call__, "guidance_scale")
         return None if found is None else float(found)
 
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of how it is sampled."""
+        own, said = self.pipelines_own_steps, list[str]()
+        if self.role == "other" and isinstance(self.model, Student):
+            said.append(
+                "taken for a consistency model, whose own pipeline is called: a teacher of EDM's "
+                f"kind has {CARD} beside model_index.json, as trainers/teacher.py writes it"
+            )
+        if self.role != "student" and own not in (None, self.steps):
+            said.append(
+                f"sampled in {self.steps} steps, and its pipeline takes {own} unless told otherwise"
+            )
+        if self.unchecked:
+            said.append("the pipeline's safety checker, which shows black images, is left out")
+        return said + ["of each video the middle frame is measured"] * self.of_videos
+
     def weights(self) -> dict[str, str]:
         """SHA-256 of its weight files, by their place in the folder."""
         return self._hashes(WEIGHTS)
@@ -190,10 +207,9 @@ def load_subject(
                 f"{source} goes on from a first frame, which no protocol gives: sample it into a "
                 "folder by yourself, and measure that with stepdistill eval images"
             )
-        is_teacher = isinstance(student, SampledByFamily) or student.family.samples_teachers
-        known = "teacher" if is_teacher else "other"
-        model, role = student, known if student.plan is None else "student"
-        own = student.family.teacher_steps if role == "teacher" else None
+        unknown = "teacher" if student.is_teacher else "other"
+        model, role = student, unknown if student.plan is None else "student"
+        own = student.family.teacher_steps if student.is_teacher else None
     else:
         model, role, own = load_foreign(folder, dtype), "other", None
     count = model.steps(own if steps is None else steps)

@@ -108,4 +108,4 @@ class Model:
             "batch_size": batch_size,
             "labels": None if labels is None else "stratified",
         }
-        return [own.measured(record) for own in gathered]
+        return [own.measured(record, self.subject.notes) for own in gathered]

@@ -127,11 +127,7 @@ def notes(evaluation: Evaluation, references: Mapping[str, Measured], image_size
         )
     if evaluation.subject.model.is_told_by_text:
         said += _unchecked(protocol.prompts, "prompts")
-    said += _own_steps(evaluation)
-    if evaluation.subject.unchecked:
-        said.append("the pipeline's safety checker, which shows black images instead, is left out")
-    if evaluation.subject.of_videos:
-        said.append("of each video the middle frame is measured")
+    said += evaluation.subject.notes
     return list(dict.fromkeys(note for note in said if note))
 
 
@@ -153,15 +149,6 @@ def _counts(evaluation: Evaluation) -> list[str]:
         if distinct < order.num and isinstance(protocol.prompts, Asset):
             said.append(f"{order.num:,} samples of {distinct:,} prompts: some are told the same")
     return said
-
-
-def _own_steps(evaluation: Evaluation) -> list[str]:
-    """Of a model that is sampled in another number than its pipeline takes by itself."""
-    subject = evaluation.subject
-    own = subject.pipelines_own_steps
-    if subject.role == "student" or own in (None, subject.steps):
-        return []
-    return [f"sampled in {subject.steps} steps, and its pipeline takes {own} unless told otherwise"]
 
 
 def _unchecked(asset: object, what: str) -> list[str]:
