@@ -7,9 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -50,6 +52,11 @@ def save_whole(tensors: Mapping[str, Tensor], file: Path, told: Mapping[str, str
     """``tensors`` as safetensors, with ``told`` as its metadata. StepDistillError as above."""
     with whole(file) as aside:
         save_file({name: own.contiguous() for name, own in tensors.items()}, aside, dict(told))
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """SHA-256 of its bytes."""
+    return sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def hold(lock: Path) -> IO[str]:

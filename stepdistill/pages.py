@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from .errors import StepDistillError
+from .errors import StepDistillError, UserError
 
 
 def environment() -> Environment:
@@ -24,7 +24,10 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def write_page(page: str, output: Path, what: str) -> Path:
-    """Write ``page`` aside and rename it. StepDistillError, naming ``what``, if that fails."""
+    """Write ``page`` aside and rename it. StepDistillError, naming ``what``, if that fails.
+    UserError for a path without a name."""
+    if not output.name:
+        raise UserError(f"could not write the {what}: {output} names no file")
     aside = output.with_name(output.name + ".partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

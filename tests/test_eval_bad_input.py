@@ -228,6 +228,7 @@ def test_two_processes_leave_with_one_sentence(wrong: str, student: Path, tmp_pa
         parts = tmp_path / "o.json.parts"
         parts.mkdir()
         (parts / "settings.json").write_text("{}")
+        (parts / "begun").touch()
     elif wrong == "protocol":
         given, says = fixed(output, "--protocol", "digit"), "there is no protocol digit"
     else:
@@ -439,6 +440,12 @@ def test_what_a_metric_lacks_is_said_before_sampling(
         assert run(*given, *more, "--reference", student) == 2
         assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("*.parts"))
+    noise_images(tmp_path / "few", 5, (8, 8))
+    given = ("eval", student, "--protocol", "custom", "--features", "digits", "--num", 20)
+    few = ("--reference", tmp_path / "few", "--metrics", "precision_recall", "--output", output)
+    assert run(*given, *few) == 2
+    assert "precision_recall needs 6 samples or more of a reference" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.parts/0*.safetensors"))
 
 
 def test_no_room_for_the_features(

@@ -269,6 +269,7 @@ def test_going_on_otherwise_is_refused(
     parts = tmp_path / "o.json.parts"
     parts.mkdir()
     (parts / "settings.json").write_text("{}")
+    (parts / "begun").touch()
     fixed = ("--protocol", "digits", "--num", NUM, "--output", tmp_path / "o.json")
     assert run("eval", student, *fixed) == 2
     assert "begun otherwise (" in capsys.readouterr().err
@@ -293,10 +294,12 @@ def test_a_changed_scheduler_is_noticed(
     for name in ("calls", "image_size", "seconds"):
         work["sampling"].pop(name)
     (parts / "settings.json").write_text(json.dumps(work))
+    (parts / "begun").touch()
     output.unlink()
     assert run("eval", model, *fixed) == 0, "the same settings are gone on with"
     parts.mkdir()
     (parts / "settings.json").write_text(json.dumps(work))
+    (parts / "begun").touch()
     output.unlink()
     config = model / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("80.0", "20.0"))
@@ -313,6 +316,8 @@ def test_a_folder_of_other_images_is_left_alone(
     assert run("eval", student, *fixed, "--images", tmp_path / "images") == 2
     assert "holds something already" in capsys.readouterr().err
     assert len(list((tmp_path / "images").iterdir())) == NUM
+    assert run("eval", student, *fixed, "--images", tmp_path / "another") == 0
+    assert len(list((tmp_path / "another").iterdir())) == NUM
 
 
 def test_the_standard_error_does_not_depend_on_the_batch(evaluate: Evaluate) -> None:

@@ -673,6 +673,8 @@ def test_a_value_that_is_no_number_is_a_dash_with_a_note(tmp_path: Path) -> None
         ('{"fid": 3.0}', "no record of stepdistill eval: it lacks format"),
         (json.dumps({"metric": "fid", "fid": 3.0}), "eval images A B --metrics fid --output"),
         (json.dumps(images_record("a") | {"reference": []}), "its reference is not an object"),
+        (json.dumps(record(model__call=[1])), "its model.call is not an object"),
+        (json.dumps(record(model__config_sha256="a")), "its model.config_sha256 is not an object"),
         (json.dumps({"format": 2}), "by a newer stepdistill (its format is 2, this one reads 1)"),
         (json.dumps(record(protocol=None)), "it lacks protocol"),
         (json.dumps(record(metrics={"fid": "low"})), "its metrics is not numbers by name"),

@@ -64,6 +64,7 @@ from stepdistill.evaluation.models.told import labels_by_seed, prompts_in_turn
 from stepdistill.evaluation.protocols import PROTOCOLS, find_protocol
 from stepdistill.evaluation.reading.measuring import Measured
 from stepdistill.evaluation.running.engine import Engine, Order
+from stepdistill.evaluation.running.evaluation import groups_of
 from stepdistill.evaluation.running.work import Shard, WorkFolder
 from stepdistill.metrics.caption_quality import measure_captioned
 from stepdistill.metrics.features import Features, Pixels
@@ -460,7 +461,7 @@ def test_samples_of_one_prompt_and_their_distance(text_model: Path, tmp_path: Pa
     subject = load_subject(str(text_model), steps=1)
     told = prompts_in_turn(["one", "two"])
     order = Order(4, 10, 1, 4, told, {}, {}, None, tmp_path / "samples", 0)
-    groups = Groups(2, 3, distance, Shard(0, 0, 0, 4))
+    groups = Groups([0, 1], 3, distance, Shard(0, 0, 0, 4))
     work = WorkFolder(tmp_path / "work")
     with work.held({}):
         assert Engine(subject, order, work, PartialState(cpu=True), groups).run(groups.shards())
@@ -471,6 +472,16 @@ def test_samples_of_one_prompt_and_their_distance(text_model: Path, tmp_path: Pa
         pairs = [(images[a] - images[b]).abs().mean() for a, b in ((0, 1), (0, 2), (1, 2))]
         expected = float(torch.stack(pairs).mean())
         assert float(work.read(1 + i, GROUP)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_groups_are_of_distinct_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that comes twice is one group, at its first place."""
+    monkeypatch.setattr(f"{groups_of.__module__}.lpips_distance", lambda *_: None)
+    told = prompts_in_turn(["one", "one", "two"])
+    order = Order(6, 0, 1, 4, told, {}, {}, None, tmp_path / "samples", 0)
+    groups = groups_of([PromptDiversity("lpips_diversity", "")], order, {}, torch.device("cpu"))
+    assert groups is not None
+    assert [groups.place(shard) for shard in groups.shards()] == [0, 2]
 
 
 def test_classes_by_seed_are_even(tmp_path: Path) -> None:

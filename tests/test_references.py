@@ -20,7 +20,7 @@ from test_eval_images import COLOURS, colours, noise, write, zipped
 
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.evaluation.reading.archives import content_sha256, open_pictures
-from stepdistill.evaluation.reading.measuring import Want
+from stepdistill.evaluation.reading.measuring import Reading, Want
 from stepdistill.evaluation.references.reference import OfBoth, OfImages, load_reference
 from stepdistill.evaluation.references.stored import (
     Stored,
@@ -313,3 +313,39 @@ def test_what_says_nothing_of_its_extractor_stands_for_one(tmp_path: Path) -> No
     edm2 = load_reference(tmp_path / "edm2.pkl")
     both = edm2.measure([Want(replace(COLOURS, name="inception-tf"))] * 2)
     check_one_each(dict(zip("ab", both, strict=True)))
+
+
+def test_a_remembered_reference_is_as_it_was_written(folder: Path, tmp_path: Path) -> None:
+    """By a hash of each tensor: a bit that turned in a work folder is not measured with."""
+    want = Want(COLOURS, True)
+    (work := tmp_path / "work").mkdir()
+    [first] = load_reference(folder, folder=work).measure([want])
+    [file] = work.iterdir()
+    [again] = load_reference(folder, folder=work).measure([want])
+    assert torch.equal(again.statistics.covariance, first.statistics.covariance)
+    assert torch.equal(again.features, first.features)
+    assert (again.record, again.notes) == (first.record, first.notes)
+    whole = file.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"reference-.* is damaged: remove it and give the same"
+        ):
+            load_reference(folder, folder=work).measure([want])
+
+
+def test_links_to_nothing_and_folders_among_images(folder: Path, tmp_path: Path) -> None:
+    """A folder named like an image is none; a link to nothing is an image that cannot be read, left
+    out where that is asked for, and hashed as one."""
+    place = tmp_path / "images"
+    shutil.copytree(folder, place)
+    plain = load_reference(place).measure([Want(COLOURS)])[0]
+    (place / "x.png").mkdir()
+    assert load_reference(place).measure([Want(COLOURS)])[0].record == plain.record
+    (place / "y.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"y\.png .*skip_corrupt"):
+        load_reference(place).measure([Want(COLOURS)])
+    [found] = load_reference(place, Reading(skip_corrupt=True)).measure([Want(COLOURS)])
+    assert torch.equal(found.statistics.mean, plain.statistics.mean)
+    assert found.record["skipped"] == 1
+    assert found.record["sha256"] != plain.record["sha256"]

@@ -10,7 +10,13 @@ import torch
 
 from ..errors import UserError
 from ..evaluation.measures.image_metrics import METRICS, check_extractor
-from ..evaluation.measures.measure import MeanScore, Measure, check_samples, comparison
+from ..evaluation.measures.measure import (
+    MeanScore,
+    Measure,
+    check_references,
+    check_samples,
+    comparison,
+)
 from ..evaluation.measures.views import View
 from ..evaluation.protocols.general import TEXT_SCORES
 from ..evaluation.reading.measuring import Measured
@@ -94,16 +100,7 @@ class Wanted:
         """UserError where ``num`` samples or those of a reference are too few, or an extractor has
         no classes."""
         check_samples(self.measures, num, networks.views, "evaluate_samples")
-        for measure in self.measures:
-            if measure.view is None:
-                continue
-            least = METRICS[measure.name].least
-            own = targets.get(measure.view.key) if measure.compares else None
-            if own is not None and 0 < own.statistics.count < least:  # 0 where a file tells none
-                raise UserError(
-                    f"{measure.name} needs {least} samples or more of a reference, and "
-                    f"{own.record['path']} has {own.statistics.count}"
-                )
+        check_references(self.measures, targets)
 
 
 def values_of(measure: Measure) -> tuple[str, ...]:

@@ -141,6 +141,8 @@ OPTIONAL: dict[str, Check] = {
     "model.name": TEXT,
     "model.role": TEXT,
     "model.sha256": OBJECT,
+    "model.config_sha256": OBJECT,
+    "model.call": OBJECT,
     "sampling.steps": COUNT,
     "sampling.calls": ABOVE_ZERO,
     "sampling.guidance_scale": (finite, "a number"),

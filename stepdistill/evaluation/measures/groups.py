@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...metrics.scorers.lpips_distance import ImageDistance
@@ -13,23 +14,23 @@ GROUP = "distance"  # of the column in a shard
 
 @dataclass(frozen=True)
 class Groups:
-    """The first ``prompts`` prompts, ``each`` sampled that often, with seeds after all others'.
+    """The prompts at ``places``, ``each`` sampled that often, with seeds after all others'.
 
     ``distance`` is of two images, ``last`` the last shard of the others.
     """
 
-    prompts: int
+    places: Sequence[int]
     each: int
     distance: ImageDistance
     last: Shard
 
     def shards(self) -> list[Shard]:
         """One a prompt, of no repeat."""
-        return [self._shard(i) for i in range(self.prompts)]
+        return [self._shard(i) for i in range(len(self.places))]
 
     def place(self, shard: Shard) -> int:
         """The place of a shard's prompt."""
-        return shard.number - self.last.number - 1
+        return self.places[shard.number - self.last.number - 1]
 
     def _shard(self, i: int) -> Shard:
         begin = self.last.end + i * self.each

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...metrics.features import Features
 from ...metrics.intervals import PARTS, dealt, frechet_error, split_statistics, standard_error
+from ..reading.measuring import Measured
 from .image_metrics import METRICS, Compared, Metric, classes_of
 from .views import View
 
@@ -155,6 +156,19 @@ def check_samples(
             classes_of(views[measure.seen.key])
         if num < metric.least:
             raise UserError(f"{measure.name} needs {option} of {metric.least} or more: {num}")
+
+
+def check_references(measures: Sequence[Measure], found: Mapping[str, Measured]) -> None:
+    """UserError where a reference, by the key of its view, has too few samples for a metric."""
+    for measure in measures:
+        if not isinstance(measure, Comparison) or not measure.compares:
+            continue
+        own, least = found.get(measure.seen.key), measure.metric.least
+        if own is not None and 0 < own.statistics.count < least:  # 0 where a file tells none
+            raise UserError(
+                f"{measure.name} needs {least} samples or more of a reference, and "
+                f"{own.record['path']} has {own.statistics.count}"
+            )
 
 
 def comparison(name: str, view: View, about: str = "") -> Measure:

@@ -141,7 +141,8 @@ def in_folder(path: Path) -> InFolder:
     """All images below a folder, sorted by path. UserError if there are none."""
     if not path.is_dir():
         raise UserError(f"there is no folder of images at {path}")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = path.rglob("*")
+    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.is_dir())
     return InFolder(path, _some(path, files))
 
 
@@ -171,14 +172,19 @@ def in_tar(path: Path) -> InTar:
 
 def content_sha256(pictures: Pictures) -> str:
     """SHA-256 of an archive as ``sha256sum`` prints it; of a folder, of the lines that it prints of
-    the images in order, by their places in the folder.
+    the images in order, by their places in the folder. A file that cannot be opened, and so is left
+    out or stops it all when it is decoded, has "unreadable" for its hash.
     """
     if not isinstance(pictures, InFolder):
         return digest(pictures.path)
     running = sha256()
     for file in pictures.files:
         place = file.relative_to(pictures.path).as_posix()
-        running.update(f"{digest(file)}  {place}\n".encode())
+        try:
+            own = digest(file)
+        except OSError:
+            own = "unreadable"
+        running.update(f"{own}  {place}\n".encode())
     return running.hexdigest()
 
 

@@ -56,6 +56,9 @@ class Gathered:
 
     def measured(self, record: dict[str, Any], notes: Sequence[str] = ()) -> Measured:
         """Everything added. UserError for fewer than two rows."""
+        if self.moments.count < 2:
+            path = record["path"]
+            raise UserError(f"{path}: a covariance needs at least 2 samples, got 1")
         statistics = Statistics.of(self.moments)
         few = few_samples(statistics.count, len(statistics.mean))
         said = (*notes, *([f"{record['path']}: {few}"] if few else []))
@@ -81,9 +84,14 @@ AS_IT_SUITS = Reading()
 
 
 def measure_images(
-    pictures: Pictures, indices: Sequence[int], wants: Sequence[Want], how: Reading
+    pictures: Pictures,
+    indices: Sequence[int],
+    wants: Sequence[Want],
+    how: Reading,
+    hashed: str | None = None,
 ) -> list[Measured]:
-    """What each extractor makes of those images, each decoded once.
+    """What each extractor makes of those images, each decoded once; ``hashed`` is their hash, if it
+    is known.
 
     UserError names the first unreadable image, unless they are to be skipped, and says where none
     is left. Transparent images are noted.
@@ -109,7 +117,7 @@ def measure_images(
         "path": str(pictures.path),
         "num_samples": count,
         "skipped": len(skipped),
-        "sha256": content_sha256(pictures),
+        "sha256": hashed or content_sha256(pictures),
     }
     notes = [see_through(pictures.path, transparent)] if transparent else []
     return [own.measured(record, notes) for own in gathered]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +66,8 @@ class OfImages:
         if self.folder is not None:
             missing = [want for want in missing if not self._recalls(want)]
         if missing:
-            found = measure_images(self.pictures, range(len(self.pictures)), missing, self.how)
+            every = range(len(self.pictures))
+            found = measure_images(self.pictures, every, missing, self.how, self._content)
             for want, own in zip(missing, found, strict=True):
                 self._known[_key(want.features)] = own
                 if self.folder is not None:
@@ -78,8 +80,7 @@ class OfImages:
         if known is not None:
             return known.record
         path, count = str(self.pictures.path), len(self.pictures)
-        hashed = content_sha256(self.pictures)
-        return {"kind": "images", "path": path, "num_samples": count, "sha256": hashed}
+        return {"kind": "images", "path": path, "num_samples": count, "sha256": self._content}
 
     def _recalls(self, want: Want) -> bool:
         """Whether an earlier process has left it."""
@@ -90,7 +91,11 @@ class OfImages:
         return file.is_file()
 
     def _file(self, folder: Path, want: Want) -> Path:
-        return place(folder, self.pictures, want, self.how)
+        return place(folder, self._content, want, self.how)
+
+    @cached_property
+    def _content(self) -> str:
+        return content_sha256(self.pictures)
 
     def _has(self, want: Want) -> bool:
         known = self._known.get(_key(want.features))

@@ -16,7 +16,14 @@ from ...metrics.scorers import scorer
 from ...metrics.scorers.lpips_distance import lpips_distance
 from ..measures.groups import EACH, PROMPTS, Groups
 from ..measures.image_metrics import check_extractor
-from ..measures.measure import Frechet, Measure, PromptDiversity, Values, check_samples
+from ..measures.measure import (
+    Frechet,
+    Measure,
+    PromptDiversity,
+    Values,
+    check_references,
+    check_samples,
+)
 from ..models.subject import Subject
 from ..protocols import Protocol
 from ..protocols.protocol import Reference
@@ -94,7 +101,9 @@ class Evaluation:
 
     def measure_references(self) -> dict[str, Measured]:
         """What is compared with, by the key of its view. UserError for a view without one."""
-        return compared(self.measures, self.given, self.order.views)
+        found = compared(self.measures, self.given, self.order.views)
+        check_references(self.measures, found)
+        return found
 
     def begin(self) -> None:
         """Before the first sample: room for the features, an empty folder for the images, none of
@@ -170,5 +179,7 @@ def groups_of(
         return None
     last = cut(order.num, order.repeats, order.batch_size)[-1]
     distance = lpips_distance(weights.get("lpips"), device)
-    distinct = len({json.dumps(told) for told in order.told_to(range(order.num)) or ()})
-    return Groups(min(PROMPTS, distinct), EACH, distance, last)
+    first: dict[str, int] = {}  # prompt -> its first place
+    for place, told in enumerate(order.told_to(range(order.num)) or ()):
+        first.setdefault(json.dumps(told), place)
+    return Groups([*first.values()][:PROMPTS], EACH, distance, last)

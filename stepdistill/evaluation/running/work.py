@@ -11,16 +11,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import UserError, first_line
-from ...files import differences, hold, save_whole, whole
+from ...files import differences, hold, save_whole, tensor_sha256, whole
 
 NO_REPEAT = -1  # of shards beside those that the moments are taken over
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError)  # no metadata is None
@@ -63,12 +61,12 @@ class WorkFolder:
     def held(self, settings: Mapping[str, Any]) -> Iterator[None]:
         """Make the folder, or go on in it, and hold its lock inside.
 
-        UserError for a folder that was begun with other settings, or is in use.
+        UserError for a folder in which samples were begun with other settings, or that is in use.
         """
         with hold(self.path / ".lock"):
             file = self.path / "settings.json"
             now = json.loads(json.dumps(settings))
-            if not file.exists():
+            if not file.exists() or not self.begun.exists():
                 with whole(file) as aside:
                     aside.write_text(json.dumps(now, indent=1) + "\n")
             elif (there := _settings(file)) != now:
@@ -99,7 +97,7 @@ class WorkFolder:
         StepDistillError if there is no place for them.
         """
         told = {"facts": json.dumps(facts)}
-        hashes = {f"sha256 {name}": _hash(tensor) for name, tensor in tensors.items()}
+        hashes = {f"sha256 {name}": tensor_sha256(tensor) for name, tensor in tensors.items()}
         save_whole(tensors, self.file(shard), {**told, **hashes})
 
     def read(self, shard: int, name: str) -> Tensor:
@@ -110,7 +108,7 @@ class WorkFolder:
                 hashed = opened.metadata()[f"sha256 {name}"]
         except UNREADABLE as error:
             raise self._damaged(shard, first_line(error)) from error
-        if _hash(tensor) != hashed:
+        if tensor_sha256(tensor) != hashed:
             raise self._damaged(shard, f"its {name} is not what was written")
         return tensor
 
@@ -136,11 +134,6 @@ class WorkFolder:
             f"{self.file(shard)} is missing or damaged ({why}): remove it and give the same "
             "command again"
         )
-
-
-def _hash(tensor: Tensor) -> str:
-    """SHA-256 of its bytes."""
-    return sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _settings(file: Path) -> dict[str, Any]:
