@@ -14,10 +14,11 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from tiny import tiny_teacher_folder
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from evals.generate import Options, rows_of
 from stepdistill.evaluation.models.foreign import ForeignPipeline
 from stepdistill.evaluation.models.subject import Subject, load_subject
 from stepdistill.sources import folder_of
-from stepdistill.students import SampledByFamily
+from stepdistill.students import SampledByFamily, load_student
 
 
 def evaluated(model: Path, place: Path, *more: object) -> dict[str, Any]:
@@ -47,6 +48,16 @@ def test_someone_elses_consistency_model_is_sampled_by_its_pipeline(tmp_path: Pa
     ours = load_subject(str(tiny_teacher_folder(tmp_path / "ours")))
     assert isinstance(ours.model, SampledByFamily)
     assert (ours.role, ours.steps) == ("teacher", 18)
+
+
+def test_it_is_shown_beside_a_student_as_its_pipeline_samples_it(tmp_path: Path) -> None:
+    """``sample --compare`` takes one step of their consistency model, 18 of our teacher."""
+    given = {"null_class": None, "num_class_embeds": 10}
+    theirs = tiny_teacher_folder(tmp_path / "theirs", **given)
+    ours = tiny_teacher_folder(tmp_path / "ours")
+    for model, label in ((theirs, "teacher, 1 step"), (ours, "teacher, 18 steps")):
+        options = Options(str(theirs), compare=str(model))
+        assert rows_of(options, load_student(theirs))[0].label == label
 
 
 def test_a_safety_checker_blackens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
