@@ -24,7 +24,7 @@ class NonFiniteError(StepDistillError):
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of what the hub client says; more is advice to look at a traceback."""
+    """The first sentence of it: the hub client goes on with advice on tracebacks."""
     return re.split(r"\.\s", first_line(error), maxsplit=1)[0].rstrip(".")
 
 

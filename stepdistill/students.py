@@ -34,6 +34,19 @@ from .teachers import (
 )
 
 
+def call_pipeline(pipeline: Any, seeds: Sequence[int], steps: int, **given: Any) -> Tensor:
+    """One call of a diffusers pipeline: images (N, C, H, W), or videos (N, C, frames, H, W), in
+    [-1, 1], each with the generator of its own seed."""
+    pixels = pipeline(
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="np",
+        return_dict=False,
+        **given,
+    )[0]
+    return torch.from_numpy(np.asarray(pixels)).movedim(-1, 1) * 2 - 1
+
+
 @dataclass(frozen=True)
 class Student:
     """A diffusers pipeline and what it may be asked for.
@@ -137,14 +150,8 @@ class Student:
         ):
             if not self.family.passes_generator:
                 torch.manual_seed(seeds[0])
-            pixels = self.pipeline(
-                num_inference_steps=steps,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="np",
-                return_dict=False,
-                **{**self.family.told(told), **self.call, **more},
-            )[0]
-        return torch.from_numpy(np.asarray(pixels)).movedim(-1, 1) * 2 - 1
+            given = {**self.family.told(told), **self.call, **more}
+            return call_pipeline(self.pipeline, seeds, steps, **given)
 
 
 @dataclass(frozen=True)

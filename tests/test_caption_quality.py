@@ -22,7 +22,7 @@ from stepdistill.data.picks import Picks
 from stepdistill.data.rendering import render
 from stepdistill.data.scenes import COLOURS, Scene
 from stepdistill.errors import UserError
-from stepdistill.evaluation.references.stored import load_statistics
+from stepdistill.evaluation.references.stored import Stored
 from stepdistill.metrics.caption_quality import (
     CAPTION_REFERENCE,
     CaptionReference,
@@ -170,7 +170,7 @@ def test_reference_is_of_this_classifier() -> None:
     assert record["classifier_sha256"] == digest(SCENE_CLASSIFIER)
     assert record["prompts"] == [prompt.text for prompt in evaluation_prompts()]
     assert record["num_samples"] == caption_reference()[1].statistics.count == 50_000
-    assert load_statistics(CAPTION_REFERENCE).mean.shape == (64,)
+    assert Stored.open(CAPTION_REFERENCE).statistics(None).mean.shape == (64,)
     by_count = {floor["num_samples"]: floor for floor in record["floors"]}
     assert caption_floor(2_000).fid == pytest.approx(by_count[2_000]["fid"], rel=0.01)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_clips import dinov2_folder
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -291,18 +292,7 @@ def test_weights_that_are_not_those_of_inception(
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random DINOv2 of the published kind: positions of a 37x37 grid."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=518, patch_size=14
-    )
-    network, place = Dinov2Model(config), tmp_path_factory.mktemp("dinov2")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    network.save_pretrained(place)
-    return place
+    return dinov2_folder(tmp_path_factory.mktemp("dinov2"), 32, 2)
 
 
 def test_dinov2_equals_the_published_code(dinov2: Path, folder: Path) -> None:

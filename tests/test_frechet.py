@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evals.distance_record import main as distance_record
 from stepdistill.errors import NonFiniteError, UserError
-from stepdistill.evaluation.references.stored import load_statistics
+from stepdistill.evaluation.references.stored import Stored
 from stepdistill.metrics.frechet import (
     ROWS,
     Moments,
@@ -267,7 +267,7 @@ def test_statistics_come_back_from_files(tmp_path: Path) -> None:
     own.save(tmp_path / "own.safetensors")
     np.savez(tmp_path / "their.npz", mu=own.mean.numpy(), sigma=own.covariance.numpy())
     for name, count in (("own.safetensors", 50), ("their.npz", 0)):
-        loaded = load_statistics(tmp_path / name)
+        loaded = Stored.open(tmp_path / name).statistics(None)
         assert torch.equal(loaded.mean, own.mean)
         assert torch.equal(loaded.covariance, own.covariance)
         assert loaded.count == count
@@ -289,11 +289,11 @@ def test_damaged_statistics_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", mu=mean * np.nan, sigma=covariance)
     for name in ("cut.safetensors", "none.safetensors", "cut.npz", "none.npz", "images.npz"):
         with pytest.raises(UserError, match=f"{name} holds no statistics, or is damaged"):
-            load_statistics(tmp_path / name)
+            Stored.open(tmp_path / name).statistics(None)
     with pytest.raises(UserError, match=r"shapes.npz.*\(8,\) and \(3, 8\)"):
-        load_statistics(tmp_path / "shapes.npz")
+        Stored.open(tmp_path / "shapes.npz").statistics(None)
     with pytest.raises(UserError, match=r"nan\.npz holds NaN"):
-        load_statistics(tmp_path / "nan.npz")
+        Stored.open(tmp_path / "nan.npz").statistics(None)
 
 
 def test_an_empty_batch_adds_nothing() -> None:

@@ -15,10 +15,9 @@ from test_fid_command import weights as weights
 from test_measuring import NUM, halves, measured, pictures
 from test_measuring import teacher as teacher
 from test_measuring import train as train_default
-from tiny_clips import transformers_folder
+from tiny_clips import dinov2_folder, transformers_folder
 from tiny_pipelines import PIPELINES
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model
 
 from stepdistill import checkpoint
 from stepdistill.data.digits import digits
@@ -56,16 +55,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random DINOv2."""
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=518, patch_size=14
-    )
-    network, place = Dinov2Model(config), tmp_path_factory.mktemp("dinov2")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    network.save_pretrained(place)
-    return place
+    return dinov2_folder(tmp_path_factory.mktemp("dinov2"), 16, 1)
 
 
 # --- the same numbers as of the same images ----------------------------------------------------

@@ -25,7 +25,6 @@ from stepdistill.evaluation.references.reference import OfBoth, OfImages, load_r
 from stepdistill.evaluation.references.stored import (
     Stored,
     check_one_each,
-    load_statistics,
     save_reference,
 )
 from stepdistill.metrics.frechet import Statistics
@@ -155,7 +154,7 @@ def test_edm2s_references(tmp_path: Path, protocol: int) -> None:
     for name in ("colours", "inception"):  # clean-fid's resize is another extractor
         with pytest.raises(UserError, match=f"and fd_dinov2, and no statistics of {name}"):
             reference.statistics(replace(COLOURS, name=name))
-    np.testing.assert_array_equal(load_statistics(file).mean.numpy(), m)
+    np.testing.assert_array_equal(Stored.open(file).statistics(None).mean.numpy(), m)
 
 
 def test_torch_fidelitys_statistics(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from stepdistill.metrics.features import Pixels
 
@@ -93,3 +100,21 @@ def tokenizer() -> CLIPTokenizer:
     lines = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def dinov2_folder(place: Path, size: int, layers: int) -> Path:
+    """A random DINOv2 of the published kind, with the positions of a 37x37 grid."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=518,
+        patch_size=14,
+    )
+    network = Dinov2Model(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    network.save_pretrained(place)
+    return place

@@ -91,10 +91,13 @@ def names_of(given: Sequence[str]) -> tuple[str, ...]:
 
 def writable(path: Path) -> Path:
     """``path``, in a folder that exists now. UserError if nothing can be written there."""
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"cannot write to {path}: name a file in a folder you may write to")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(path.name + ".partial")
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error}") from error
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"cannot write to {path}: name a file in a folder you may write to")
     return path

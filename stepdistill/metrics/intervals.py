@@ -27,12 +27,21 @@ def standard_error(scores: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the bounds that hold the true one with the probability ``level``."""
+    """``mean`` +- ``half`` holds the true mean with the probability ``level``."""
 
     mean: float
-    low: float
-    high: float
+    half: float
     level: float
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.mean + self.half
 
 
 def seeds_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -44,7 +53,7 @@ def seeds_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise UserError(f"an interval over seeds needs at least 2 seeds, got {len(values)}")
     mean = fmean(values)
     half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * stdev(values) / sqrt(len(values))
-    return Interval(mean, mean - half, mean + half, level)
+    return Interval(mean, half, level)
 
 
 def dealt(count: int, strata: Tensor | None = None, parts: int = PARTS) -> Tensor:

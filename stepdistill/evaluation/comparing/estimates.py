@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from ...metrics.intervals import seeds_interval
 
 NORMAL = 1.96  # quantile of the normal distribution at 97.5 %
 
@@ -46,8 +46,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     spread = statistics.stdev(values) if count > 1 else 0.0
     if spread == 0:
         return Estimate(mean, None, count)
-    half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
-    return Estimate(mean, half, count, "seeds")
+    return Estimate(mean, seeds_interval(values).half, count, "seeds")
 
 
 def from_error(values: Sequence[float], error: float) -> Estimate:

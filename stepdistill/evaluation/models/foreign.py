@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...backbones.components import read_pipeline
 from ...errors import UserError, first_line
 from ...plans import StepPlan
+from ...students import call_pipeline
 from ...teachers import LoadOptions
 
 NEEDED = ("num_inference_steps", "generator", "output_type")
@@ -72,19 +72,12 @@ class ForeignPipeline:
         size, parts = 1 if alone and self.is_called_alone(steps) else batch_size, []
         for begin in range(0, len(seeds), size):
             own = seeds[begin : begin + size]
-            given = {} if told is None else {"prompt": list(told[begin : begin + size])}
+            given: dict[str, Any] = {"batch_size": len(own)}
+            if told is not None:
+                given = {"prompt": list(told[begin : begin + size])}
             with torch.random.fork_rng():
                 torch.manual_seed(own[0])
-                pixels = self.pipeline(
-                    num_inference_steps=steps,
-                    generator=[torch.Generator().manual_seed(seed) for seed in own],
-                    output_type="np",
-                    return_dict=False,
-                    **({} if told is not None else {"batch_size": len(own)}),
-                    **given,
-                    **more,
-                )[0]
-            parts.append(torch.from_numpy(np.asarray(pixels)).movedim(-1, 1) * 2 - 1)
+                parts.append(call_pipeline(self.pipeline, own, steps, **given, **more))
         return torch.cat(parts)
 
     @property

@@ -38,11 +38,6 @@ TOLD = {"extractor": "extractor", "extractor_sha256": "weights", "resize": "prep
 PARTS = {"inception-tf": "fid", "dinov2": "fd_dinov2"}
 
 
-def load_statistics(file: Path) -> Statistics:
-    """The one Gaussian in ``file``. UserError if it is damaged or holds something else."""
-    return Stored.open(file).statistics(None)
-
-
 def check_one_each(found: Mapping[str, Measured]) -> None:
     """UserError where one file that does not say of which extractor it is stands for two of those
     that references were ``found`` for."""
