@@ -27,7 +27,7 @@ from stepdistill.draws import check_seed
 from stepdistill.errors import StepDistillError, UserError
 from stepdistill.evaluation.measures.weights import weighed, weights_of
 from stepdistill.evaluation.models.subject import SHAPE, load_subject
-from stepdistill.evaluation.options import device_of, names_of
+from stepdistill.evaluation.options import check_least, device_of, names_of, writable
 from stepdistill.evaluation.protocols import PROTOCOLS, Protocol, custom, find_protocol
 from stepdistill.evaluation.reading.measuring import Measured
 from stepdistill.evaluation.records.record import describe, record_of, settings_of
@@ -111,10 +111,7 @@ class Options:
             raise UserError("eval needs --output, the file of the record")
         least = {"num": 2, "repeats": 1, "batch_size": 1, "size": 1, "bootstrap": 0, "steps": 1}
         least |= {"height": 1, "width": 1, "frames": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise UserError(f"{name} must be at least {smallest}, got {value}")
+        check_least(self, least)
         if self.bootstrap == 1:
             raise UserError("bootstrap must be 0, or at least 2 replicates, got 1")
         check_seed(self.seed)
@@ -181,6 +178,11 @@ def run(options: Options) -> None:
 def prepared(options: Options, state: PartialState) -> Evaluation:
     """The model loaded and the evaluation checked. UserError for whatever is wrong."""
     protocol, asked = protocol_of(options), asked_of(options)
+    for name, folder in (("images", options.images), ("keep_features", options.keep_features)):
+        if folder is not None and Path(folder).resolve().is_relative_to(asked.parts.resolve()):
+            raise UserError(
+                f"{folder} goes at the end, with {asked.parts}: give another folder as --{name}"
+            )
     if state.is_main_process:  # which alone writes there, and tries it with a file
         check_output(asked.output)
         if options.keep_features is not None:
@@ -261,13 +263,7 @@ def check_output(path: Path) -> None:
     """UserError for a record that is there, or a place that cannot be written."""
     if path.exists():
         raise UserError(f"{path} is there already: give another --output, or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(path.name + ".partial")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error}") from error
+    writable(path)
 
 
 if __name__ == "__main__":

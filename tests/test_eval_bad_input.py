@@ -147,13 +147,13 @@ def test_the_command_on_a_full_disk(student: Path, tmp_path: Path) -> None:
     assert json.loads(output.read_text())["metrics"]["fid"] > 0
 
 
-@pytest.mark.parametrize("device", ["cuda", "foo", "cuda:99"])
+@pytest.mark.parametrize(
+    "device", ["foo", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])]
+)
 def test_a_device_that_is_not_here(
     device: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Said before anything is loaded."""
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is one")
     assert run("eval", student, *fixed(tmp_path / "o.json", "--device", device)) == 2
     assert f"there is no device {device} here" in capsys.readouterr().err
 
@@ -472,3 +472,15 @@ def test_one_prompt_has_a_diversity_and_no_error() -> None:
     measure = PromptDiversity("lpips_diversity", "")
     assert measure.values(One()) == {"lpips_diversity": 0.25}
     assert measure.errors(One(), 10) == {}
+
+
+@pytest.mark.parametrize("option", ["--images", "--keep_features"])
+def test_a_folder_that_is_removed_at_the_end(
+    option: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is asked for is not put where it would be deleted."""
+    output = tmp_path / "o.json"
+    for folder in ("o.json.parts", "o.json.parts/mine"):
+        assert run("eval", student, *fixed(output, option, tmp_path / folder)) == 2
+        assert f"give another folder as {option}" in capsys.readouterr().err
+    assert not output.exists()
