@@ -21,7 +21,7 @@ from stepdistill.data import TensorData
 from stepdistill.denoisers import Denoiser, Prediction, PredictsEDM
 from stepdistill.fit import FitConfig, fit
 from stepdistill.methods import DMD2, ECT, DMD2Config, ECTConfig, Method
-from stepdistill.methods import dmd2 as dmd2_module
+from stepdistill.methods import matching as matching_module
 from stepdistill.plans import StepPlan, start
 from stepdistill.roles import full
 from stepdistill.schedules import EDMSchedule
@@ -134,13 +134,13 @@ def freeze_critic(method: Method) -> None:
 def true_noise_critic(method: Method) -> None:
     """x0_fake is the generator's own sample (eps_fake = eps): SDS, whose entropy term is lost."""
     held: dict[str, Tensor] = {}
-    noised = method._noised
+    noised = method.noised
 
     def remember(x0: Tensor, *rest: object) -> object:
         held["x0"] = x0.detach()
         return noised(x0, *rest)
 
-    method._noised = remember
+    method.noised = remember
     critic = method.roles["critic"]
 
     class Truth:
@@ -167,8 +167,8 @@ def test_a_wrong_critic_fails(change: Callable[[Method], None], tmp_path: Path) 
 @pytest.mark.slow
 def test_a_wrong_sign_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ascending the divergence does not pass."""
-    right = dmd2_module.dmd_gradient
-    monkeypatch.setattr(dmd2_module, "dmd_gradient", lambda *inputs: -right(*inputs))
+    right = matching_module.dmd_gradient
+    monkeypatch.setattr(matching_module, "dmd_gradient", lambda *inputs: -right(*inputs))
     found = run(dmd2, 0, tmp_path, max_steps=1_000)
     assert not passes(found)
     assert found[1] < 0.01
