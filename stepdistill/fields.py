@@ -73,7 +73,18 @@ def options(kind: type[Any], prefix: str = "") -> list[Option]:
 
 
 def field_texts(kind: type[Any]) -> dict[str, str]:
-    """What is written beside each field: its comment, or else its entry in ``Args``."""
+    """What is written beside each field: its comment, or else its entry in ``Args``.
+
+    A field that is inherited as it is keeps the words of where it was first written.
+    """
+    texts: dict[str, str] = {}
+    for own in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(own):
+            texts |= _own_texts(own)
+    return texts
+
+
+def _own_texts(kind: type[Any]) -> dict[str, str]:
     described = parse_docstring(inspect.getdoc(kind) or "").params
     texts = {p.arg_name: " ".join((p.description or "").split()) for p in described}
     return {**texts, **_comments(kind)}
