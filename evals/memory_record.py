@@ -119,7 +119,7 @@ def sdxl_footprint(setting: Setting) -> Footprint:
             StepPlan.uniform(1),
             DMD2Config(guidance_scale=GUIDANCE, gan_weight=weight),
             sample_shape=SDXL_LATENT,
-            guided=Guided(teacher, GUIDANCE, cond.select(slice(0, 1))),
+            guide=lambda denoiser, scale: Guided(denoiser, scale, cond.select(slice(0, 1))),
             discriminator=head,
         )
         options = MemoryOptions(gradient_checkpointing=setting.gradient_checkpointing)

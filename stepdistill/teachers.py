@@ -157,9 +157,14 @@ class Teacher:
             return [self.prompts[i % len(self.prompts)] for i in range(count)]
         return self.family.examples(self, count)
 
-    def guided(self, guidance_scale: float) -> Denoises:
-        """The teacher under guidance, 1 is off; UserError if it cannot be guided."""
-        return self.family.guided(self, guidance_scale)
+    def guided(self, guidance_scale: float | Tensor) -> Denoises:
+        """The teacher under guidance, 1 is off, (B,) one for each sample; UserError if it cannot be
+        guided."""
+        return self.guide(self.denoiser, guidance_scale)
+
+    def guide(self, denoiser: Denoises, guidance_scale: float | Tensor) -> Denoises:
+        """Another ``denoiser`` of this family, a critic's, under guidance as :meth:`guided`."""
+        return self.family.guide(self, denoiser, guidance_scale)
 
     def student(self) -> Denoiser:
         """The same network (not a copy) in the form that this family's pipeline samples."""

@@ -137,6 +137,6 @@ def dmd2(mid: Mid, device: str, *, rank: int, gan: bool, checkpointed: bool) -> 
         StepPlan.uniform(1),
         DMD2Config(gan_weight=0.1 if gan else 0.0, guidance_scale=2.0),
         sample_shape=mid.shape,
-        guided=Guided(teacher, 2.0, cond.select(slice(0, 1))),
+        guide=lambda denoiser, scale: Guided(denoiser, scale, cond.select(slice(0, 1))),
         discriminator=head,
     )

@@ -382,9 +382,11 @@ def test_dmd2_with_a_critic_that_never_learned_does_not_move(steps):
         generator = full("generator", small_network(schedule, seed=1))
         config = DMD2Config(gan_weight=0.0, **options)
         plan = StepPlan.uniform(steps)
-        scale = config.guidance_scale
-        guided = None if scale == 1 else Guided(teacher, scale, null)
-        method = DMD2(generator, critic, teacher, plan, config, sample_shape=(3,), guided=guided)
+
+        def guide(denoiser, scale):
+            return Guided(denoiser, scale, null)
+
+        method = DMD2(generator, critic, teacher, plan, config, sample_shape=(3,), guide=guide)
         batch = Batch(None, Conditioning.empty(16), Double(0, 0, "generator"))
         return torch.autograd.grad(
             method.generator_loss(batch).value, list(generator.trainable().values())
@@ -1048,7 +1050,7 @@ def test_the_real_score_is_guided_within_the_interval_alone():
             StepPlan.uniform(1),
             config,
             sample_shape=(3,),
-            guided=None if config.guidance_scale == 1 else guided,
+            guide=lambda denoiser, scale: guided,
         )
         batch = Batch(None, Conditioning.empty(16), Double(0, 3, "generator"))
         return method.generator_loss(batch).value.item()
@@ -1137,7 +1139,7 @@ def test_dmd2_asks_for_what_it_lacks():
     with pytest.raises(UserError, match="discriminator"):
         DMD2(generator, critic, teacher, plan, DMD2Config(), sample_shape=(3,))
     guided = DMD2Config(gan_weight=0.0, guidance_scale=2.0)
-    with pytest.raises(UserError, match="guided teacher"):
+    with pytest.raises(UserError, match="needs a guide"):
         DMD2(generator, critic, teacher, plan, guided, sample_shape=(3,))
     method = DMD2(
         generator, critic, teacher, plan, DMD2Config(), sample_shape=(3,), discriminator=gan

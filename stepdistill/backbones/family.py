@@ -156,16 +156,22 @@ class Family(ABC):
         """The teacher's own network (not a copy) in the form that the stock pipeline samples."""
         return teacher.denoiser
 
-    def guided(self, teacher: Teacher, guidance_scale: float) -> Denoises:
-        """The teacher under guidance. UserError if it has no null conditioning; 1 is off."""
-        if guidance_scale == 1:
-            return teacher.denoiser
+    def guide(
+        self, teacher: Teacher, denoiser: Denoises, guidance_scale: float | Tensor
+    ) -> Denoises:
+        """``denoiser``, the teacher's or a role's, under guidance; 1 is off.
+
+        ``guidance_scale`` (B,) is one for each sample. UserError for a teacher that has no null
+        conditioning.
+        """
+        if isinstance(guidance_scale, float | int) and guidance_scale == 1:
+            return denoiser
         if teacher.null_cond is None:
             raise UserError(
                 f"guidance_scale={guidance_scale} needs a teacher with a null conditioning, and "
                 f"{teacher.name} has none: set guidance_scale=1"
             )
-        return Guided(teacher.denoiser, guidance_scale, teacher.null_cond)
+        return Guided(denoiser, guidance_scale, teacher.null_cond)
 
     @abstractmethod
     def sample(

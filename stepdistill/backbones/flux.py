@@ -14,7 +14,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
-from ..denoisers import Backbone, Denoiser, Denoises, Prediction
+from ..denoisers import Backbone, Denoises, Prediction
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily, encoder_device, latent_size, log_shift
@@ -53,14 +53,14 @@ class FluxBackbone(Backbone):
 class EmbeddedGuidance(nn.Module):
     """A denoiser that is told another guidance scale."""
 
-    def __init__(self, denoiser: Denoiser, guidance_scale: float) -> None:
+    def __init__(self, denoiser: Denoises, guidance_scale: float | Tensor) -> None:
         super().__init__()
         self.denoiser, self.guidance_scale = denoiser, guidance_scale
 
     def forward(
         self, x_t: Tensor, t: Tensor, cond: Conditioning, *, features: bool = False
     ) -> Prediction:
-        scale = torch.full_like(cond["guidance"], self.guidance_scale)
+        scale = torch.as_tensor(self.guidance_scale).to(cond["guidance"]).expand(len(x_t))
         told = cond.replace(Conditioning({"guidance": scale}))
         prediction: Prediction = self.denoiser(x_t, t, told, features=features)
         return prediction
@@ -106,10 +106,13 @@ class Flux(LatentFamily):
     def null(self, teacher: Teacher) -> Conditioning | None:
         return None
 
-    def guided(self, teacher: Teacher, guidance_scale: float) -> Denoises:
-        if guidance_scale != 1 and teacher.pipeline.transformer.config.guidance_embeds:
-            return EmbeddedGuidance(teacher.denoiser, guidance_scale)
-        return super().guided(teacher, guidance_scale)
+    def guide(
+        self, teacher: Teacher, denoiser: Denoises, guidance_scale: float | Tensor
+    ) -> Denoises:
+        off = isinstance(guidance_scale, float | int) and guidance_scale == 1
+        if not off and teacher.pipeline.transformer.config.guidance_embeds:
+            return EmbeddedGuidance(denoiser, guidance_scale)
+        return super().guide(teacher, denoiser, guidance_scale)
 
     def told_guidance(self, pipeline: Any) -> float | None:
         return DEFAULT_GUIDANCE if pipeline.transformer.config.guidance_embeds else None

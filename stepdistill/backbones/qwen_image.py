@@ -112,8 +112,10 @@ class QwenImage(LatentFamily):
     def null(self, teacher: Teacher) -> Conditioning:
         return self.encode(teacher, [" "])
 
-    def guided(self, teacher: Teacher, guidance_scale: float) -> Denoises:
-        guided = super().guided(teacher, guidance_scale)
+    def guide(
+        self, teacher: Teacher, denoiser: Denoises, guidance_scale: float | Tensor
+    ) -> Denoises:
+        guided = super().guide(teacher, denoiser, guidance_scale)
         if not isinstance(guided, Guided):
             return guided
         return LengthKeepingGuidance(guided, teacher.denoiser.schedule)

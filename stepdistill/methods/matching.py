@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -24,11 +24,12 @@ from ..denoisers import Denoiser, Denoises, GuidedWithin
 from ..discriminator import Noisy
 from ..errors import UserError
 from ..losses import dmd_gradient, pseudo_loss, squared_error
-from ..plans import StepPlan, backward_simulation, generate
+from ..plans import StepPlan
 from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..teachers import Teacher
 from ..times import LogNormalTimes, TimeLaw, UniformTimes
 from .base import Batch, Loss, MethodCard
+from .rollout import RollsOut, statistics
 
 M = TypeVar("M", bound="Matching")
 # (a denoiser of the teacher's family, guidance_scale) -> it under guidance; (B,) one for each
@@ -85,11 +86,11 @@ class Seen(NamedTuple):
     logits: Tensor | None = None
 
 
-class Matching:
+class Matching(RollsOut):
     """Two losses over generator and critic.
 
     ``teacher`` is the frozen Denoiser of samples of ``sample_shape``. Guidance other than 1 needs
-    ``guided``, the teacher under it: UserError where it is missing.
+    ``guide``: UserError where it is missing.
     """
 
     Config: ClassVar[type[MatchingConfig]] = MatchingConfig
@@ -104,17 +105,11 @@ class Matching:
         config: Any,
         *,
         sample_shape: tuple[int, ...],
-        guided: Denoises | None = None,
+        guide: Guide | None = None,
     ) -> None:
-        self.generator, self.critic, self.config = generator, critic, config
-        self.plan = replace(plan, whole=config.through_all_steps)
-        self.schedule, self.sample_shape = teacher.schedule, sample_shape
-        if config.guidance_scale != 1 and guided is None:
-            raise UserError(f"guidance_scale={config.guidance_scale} needs a guided teacher")
-        self.real: Denoises = guided or teacher
-        low, high = config.guidance_interval
-        if (low, high) != (0, 1):
-            self.real = GuidedWithin(self.real, teacher, (low, high))
+        super().__init__(generator, teacher.schedule, plan, sample_shape, config.through_all_steps)
+        self.critic, self.config, self.guide = critic, config, guide
+        self.real = self.guided(teacher)
         self.matching_times: TimeLaw = UniformTimes(config.t_min, config.t_max)
         if config.matching_log_normal is not None:
             self.matching_times = LogNormalTimes(*config.matching_log_normal)
@@ -146,7 +141,7 @@ class Matching:
             plan,
             config,
             sample_shape=teacher.sample_shape,
-            guided=teacher.guided(config.guidance_scale),
+            guide=guide_of(teacher),
             **cls.more(teacher, config),
         )
 
@@ -160,6 +155,16 @@ class Matching:
         """What a method's constructor takes beside what all of them do."""
         return {}
 
+    def guided(self, denoiser: Denoises) -> Denoises:
+        """``denoiser``, of the teacher's family, under guidance as the config has it."""
+        scale, interval = self.config.guidance_scale, self.config.guidance_interval
+        if scale == 1:
+            return denoiser
+        if self.guide is None:
+            raise UserError(f"guidance_scale={scale} needs a guide, and there is none")
+        guided = self.guide(denoiser, scale)
+        return guided if interval == (0, 1) else GuidedWithin(guided, denoiser, interval)
+
     # --- the generator -------------------------------------------------------------------------
 
     def generator_loss(self, batch: Batch) -> Loss:
@@ -167,8 +172,7 @@ class Matching:
         x0 = self.student(self.generator, batch)
         noisy = self.noised(x0, batch, self.matching_times)
         loss = self.match(x0, noisy, batch)
-        statistics = {"x0_mean": x0.detach().mean(), "x0_std": x0.detach().std()}
-        return Loss(loss.value, {**loss.logs, **statistics})
+        return Loss(loss.value, {**loss.logs, **statistics(x0)})
 
     def match(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Loss:
         """Gradient descent along ``gradient``, from what teacher and critic see."""
@@ -212,36 +216,11 @@ class Matching:
         weight: Tensor = self.critic.module.loss_weight(t)
         return weight
 
-    # --- both ----------------------------------------------------------------------------------
 
-    def student(self, generator: Denoises, batch: Batch) -> Tensor:
-        """The student's x0 at the last step of its plan or, as published, at a random one.
+def guide_of(teacher: Teacher) -> Guide:
+    """Guidance as the teacher's family has it."""
 
-        The random step is the same on all ranks.
-        """
-        shape = (batch.cond.batch_size, *self.sample_shape)
-        if batch.x0 is not None:  # real samples may come in several sizes
-            shape = tuple(batch.x0.shape)
-        z = batch.draws.normal(*shape)
+    def guide(denoiser: Denoises, guidance_scale: float | Tensor) -> Denoises:
+        return teacher.guide(denoiser, guidance_scale)
 
-        def fresh_eps() -> Tensor:
-            return batch.draws.normal(*shape)
-
-        if self.config.through_all_steps:
-            return generate(generator, self.schedule, self.plan, z, batch.cond, fresh_eps)
-        return backward_simulation(
-            generator,
-            self.generator.frozen,
-            self.schedule,
-            self.plan,
-            batch.draws.shared_index(self.plan.steps),
-            z,
-            batch.cond,
-            fresh_eps,
-        )
-
-    def noised(self, x0: Tensor, batch: Batch, times: TimeLaw) -> Noisy:
-        """x_t with t of ``times``, and fresh noise."""
-        t = times.draw(self.schedule, batch.draws, len(x0))
-        x_t = self.schedule.add_noise(x0, t, batch.draws.normal_like(x0))
-        return Noisy(x_t, t, batch.cond)
+    return guide
