@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .ema import EMA
 from .errors import StepDistillError, UserError
 from .files import differences, flush
 from .roles import Role
+from .running_means import RunningMeans
 
 WEIGHTS, INDEX = "state.safetensors", "state.json"
 PARTIAL, REMOVED = ".partial", ".removed"  # folders on their way to be a checkpoint, or from it
@@ -41,6 +42,7 @@ class Checkpoint:
     optimizers: Mapping[str, Optimizer]
     ema: EMA
     settings: dict[str, Any]
+    statistics: Mapping[str, RunningMeans] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.settings = json.loads(json.dumps(self.settings, default=str))  # as they will be read
@@ -109,13 +111,18 @@ class Checkpoint:
         return int(index["iteration"]), index["logs"]
 
     def _weights(self) -> dict[str, Tensor]:
-        """The live trainable weights and their average."""
+        """The live trainable weights, their average, and running means."""
         weights = {
             f"weights/{name}/{key}": parameter.detach()
             for name, role in self.roles.items()
             for key, parameter in role.trainable().items()
         }
-        return weights | {f"ema/{key}": average for key, average in self.ema.weights.items()}
+        means = {
+            f"statistics/{name}/{key}": tensor
+            for name, own in self.statistics.items()
+            for key, tensor in own.tensors().items()
+        }
+        return {**weights, **{f"ema/{k}": v for k, v in self.ema.weights.items()}, **means}
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = self._weights()

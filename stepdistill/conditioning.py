@@ -67,6 +67,14 @@ class Conditioning(Mapping[str, Tensor]):
             picked[name] = torch.where(keep, value, other[name].to(value.device))
         return Conditioning(picked, self.batch_size)
 
+    def equals(self, other: Conditioning) -> Tensor:
+        """Which samples (B,) are told exactly what ``other``, of one sample, is told."""
+        same = [
+            (value == other[name].to(value.device)).reshape(self.batch_size, -1).all(1)
+            for name, value in self.items()
+        ]
+        return torch.stack(same).all(0)
+
     def to(self, device: torch.device | str) -> Conditioning:
         """Move every tensor to ``device``."""
         moved = {k: v.to(device, non_blocking=True) for k, v in self.items()}

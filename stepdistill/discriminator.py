@@ -4,7 +4,8 @@ A discriminator answers two questions, one in each phase:
 
 * ``learn``: the critic's update. One pass gives the critic's x0_hat for its denoising loss and the
   logits of every judged batch; gradients enter the head, and the critic where it is the trunk.
-* ``judge``: the generator's update. Gradients enter the inputs only.
+* ``judge``: the generator's update, of samples that teacher and critic see as well: no pass is made
+  twice. ``logits``: of others. Gradients enter the inputs only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
-from .denoisers import Denoiser
+from .denoisers import Denoiser, Denoises
 from .roles import Role
 
 
@@ -36,7 +37,9 @@ class Discriminator(Protocol):
         self, critic: Role, denoised: Noisy, judged: tuple[Noisy, ...]
     ) -> tuple[Tensor, list[Tensor]]: ...
 
-    def judge(self, critic: Role, fake: Noisy) -> tuple[Tensor, Tensor]: ...
+    def judge(self, critic: Role, fake: Noisy) -> tuple[Tensor, Tensor | None, Tensor]: ...
+
+    def logits(self, critic: Role, fake: Noisy) -> Tensor: ...
 
 
 class CriticTrunk:
@@ -61,32 +64,50 @@ class CriticTrunk:
         logits = [by_batch[id(b)] + unused for b in judged]
         return x0_hat[: sizes[0]], logits
 
-    def judge(self, critic: Role, fake: Noisy) -> tuple[Tensor, Tensor]:
-        """(the critic's x0_hat, detached; logits) of ``fake`` from one frozen pass."""
+    def judge(self, critic: Role, fake: Noisy) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(the critic's x0_hat, detached; None; logits) of ``fake`` from one frozen pass."""
         x0_hat, features = critic.frozen(*fake, features=True)
-        return x0_hat.detach(), self.head.frozen(features)
+        return x0_hat.detach(), None, self.head.frozen(features)
+
+    def logits(self, critic: Role, fake: Noisy) -> Tensor:
+        """Logits (B,) of ``fake``."""
+        logits: Tensor = self.head.frozen(critic.frozen(*fake, features=True).features)
+        return logits
 
 
 class TeacherTrunk:
-    """Head on the frozen teacher's features (LADD, f-distill's FastGen form)."""
+    """Head on the frozen teacher's features (LADD, f-distill's FastGen form).
 
-    def __init__(self, head: Role, teacher: Denoiser) -> None:
+    ``real`` is the teacher as the matching asks it, under guidance say; by default as it is.
+    """
+
+    def __init__(self, head: Role, teacher: Denoiser, real: Denoises | None = None) -> None:
         self.head, self.teacher = head, teacher
+        self.real: Denoises = real or teacher
 
     def learn(
         self, critic: Role, denoised: Noisy, judged: tuple[Noisy, ...]
     ) -> tuple[Tensor, list[Tensor]]:
         """As :meth:`CriticTrunk.learn`; the critic only denoises, the teacher only judges."""
+        return critic(*denoised).x0_hat, self.discriminate(judged)
+
+    def discriminate(self, judged: tuple[Noisy, ...]) -> list[Tensor]:
+        """Logits of each of ``judged`` for the head to learn by."""
         with torch.no_grad():
             features = self.teacher(*_cat(judged), features=True).features
-        logits = self.head(features).split([len(b.x_t) for b in judged])
-        return critic(*denoised).x0_hat, list(logits)
+        return list(self.head(features).split([len(b.x_t) for b in judged]))
 
-    def judge(self, critic: Role, fake: Noisy) -> tuple[Tensor, Tensor]:
-        """As :meth:`CriticTrunk.judge`."""
+    def judge(self, critic: Role, fake: Noisy) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(the critic's x0_hat; the teacher's, detached; logits) of ``fake``, a pass each."""
         with torch.no_grad():
-            x0_hat = critic.frozen(*fake).x0_hat
-        return x0_hat, self.head.frozen(self.teacher(*fake, features=True).features)
+            x0_fake = critic.frozen(*fake).x0_hat
+        x0_real, features = self.real(*fake, features=True)
+        return x0_fake, x0_real.detach(), self.head.frozen(features)
+
+    def logits(self, critic: Role | None, fake: Noisy) -> Tensor:
+        """Logits (B,) of ``fake``; the critic plays no part."""
+        logits: Tensor = self.head.frozen(self.teacher(*fake, features=True).features)
+        return logits
 
 
 def _cat(batches: tuple[Noisy, ...]) -> Noisy:

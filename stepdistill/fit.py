@@ -32,6 +32,7 @@ from .fit_config import FitConfig as FitConfig
 from .memory import out_of_memory_explained
 from .methods.base import Batch, Loss, Method
 from .progress import Progress
+from .running_means import RunningMeans
 from .runs import RunFolder
 from .signals import StopSignals
 from .watching import Metrics as Metrics
@@ -157,7 +158,10 @@ class _Loop:
         self.optimizers = {n: adamw(role.trainable().values()) for n, role in method.roles.items()}
         self.ema = EMA(method.roles["generator"], config.ema_half_life, config.ema_rampup)
         self.settings = {**settings, **config.trajectory()}
-        self.checkpoint = Checkpoint(method.roles, self.optimizers, self.ema, self.settings)
+        self.statistics: Mapping[str, RunningMeans] = getattr(method, "statistics", {})
+        self.checkpoint = Checkpoint(
+            method.roles, self.optimizers, self.ema, self.settings, self.statistics
+        )
         self.logs: dict[str, Tensor] = {}  # the last value of every term
         self._checked: set[str] = set()
 
@@ -212,6 +216,8 @@ class _Loop:
                 group["lr"] = rate
             self.optimizers[name].step()
             self.optimizers[name].zero_grad(set_to_none=True)
+        for means in self.statistics.values():
+            means.fold(partial(self.accelerator.reduce, reduction="sum"))
         if purpose == "generator":
             updates = iteration // self.method.critic_steps
             self.ema.update(self.config.batch_size, updates * self.config.batch_size)

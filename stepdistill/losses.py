@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from .schedules import expand_like
+
+# (x0_hat, x0) -> (B,)
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def mean_flat(x: Tensor) -> Tensor:
@@ -62,6 +67,16 @@ def vsd_gradient(x0_real: Tensor, x0_fake: Tensor, alpha_t: Tensor, sigma_t: Ten
     (Wang et al., ProlificDreamer, 2023, Eq. 9 with w(t) = sigma^2; SwiftBrush.)
     """
     return expand_like(alpha_t * sigma_t, x0_real) * (x0_fake - x0_real)
+
+
+def sid_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, alpha: float) -> Tensor:
+    """mean (r - f)((r - x0) - alpha (r - f)) / mean |x0 - r|, r = x0_real, f = x0_fake: (B,).
+
+    The divisor is a constant of each sample. (Zhou et al., SiD, 2024, Eq. 23.)
+    """
+    scale = mean_flat((x0 - x0_real).abs()).clamp(min=1e-5).detach()
+    apart = x0_real - x0_fake
+    return mean_flat(apart * (x0_real - x0 - alpha * apart)) / scale
 
 
 # --- adversarial -------------------------------------------------------------------------------

@@ -169,9 +169,9 @@ def test_what_is_required(refused: Refusal) -> None:
     ("given", "says"),
     [
         (["smaple"], ["no command smaple", "Did you mean sample?", "quickstart"]),
-        (["train"], ["needs a method", "dmd2, ect"]),
+        (["train"], ["needs a method", "dmd2, fdiv"]),
         (["train", "--teacher=t", "dmd2"], ["needs a method, before its options"]),
-        (["train", "dmd"], ["no method dmd", "Did you mean dmd2?", "dmd2, ect"]),
+        (["train", "dmd22"], ["no method dmd22", "Did you mean dmd2?", "dmd2, fdiv"]),
         (["methods", "--yaml"], ["takes --json alone"]),
     ],
     ids=str,

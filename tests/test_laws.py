@@ -900,17 +900,21 @@ def test_judging_gives_gradients_to_the_inputs_only(kind):
     teacher.requires_grad_(False)
     fake = noisy(1)
     fake.x_t.requires_grad_()
-    x0_hat, logits = gan.judge(critic, fake)
+    x0_hat, x0_real, logits = gan.judge(critic, fake)
     gan_generator(logits).sum().backward()
     assert not x0_hat.requires_grad
+    if kind == "teacher":  # its pass is the matching's too
+        assert not x0_real.requires_grad
+        close(x0_real, teacher(*fake).x0_hat.detach())
     assert fake.x_t.grad.abs().min() > 0
     for module in (critic.module, gan.head.module, teacher):
         assert all(g is None for g in gradients(module).values())
     close(x0_hat, critic(*fake).x0_hat.detach())
     trunk = critic.module if kind == "critic" else teacher
     close(logits, gan.head(trunk(*fake, features=True).features))
+    close(logits, gan.logits(critic, fake))
     slope = torch.autograd.functional.jacobian(
-        lambda x: gan.judge(critic, fake._replace(x_t=x))[1].sum(), fake.x_t.detach()
+        lambda x: gan.judge(critic, fake._replace(x_t=x))[2].sum(), fake.x_t.detach()
     )
     sigmoid = torch.sigmoid(-logits.detach())[:, None]
     rows = slope * -sigmoid  # each logit depends on its own row

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from typing import Any
 
 from ..errors import UserError
 from ..fit import Hook
+from ..named import function_named
 from .options import DistilOptions
 
-TAKES = "write a function of (iteration, method, ema)"
+TAKES = "a function of (iteration, method, ema)"
 
 
 def own_hooks(options: DistilOptions) -> list[Hook]:
@@ -21,17 +20,13 @@ def own_hooks(options: DistilOptions) -> list[Hook]:
 
 
 def _hook(named: str) -> Hook:
-    module, _, name = named.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"hooks names {named}, write module:function: {error}") from error
-    if not callable(found):
-        raise UserError(f"hooks names {named}, which is no function: {TAKES}")
+    found = function_named(named, "hooks", TAKES)
     try:
         inspect.signature(found).bind(1, None, None)
     except TypeError as error:
-        raise UserError(f"hooks names {named}, which does not fit ({error}): {TAKES}") from error
+        raise UserError(
+            f"hooks names {named}, which does not fit ({error}): write {TAKES}"
+        ) from error
     except ValueError:  # of some builtins Python knows no signature: the call will tell
         pass
     hook: Hook = found

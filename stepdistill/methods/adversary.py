@@ -9,6 +9,7 @@ asked for, approximate R1: E[ (D(real) - D(real + small noise))^2 ] (APT, arXiv:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,9 +26,13 @@ from .base import Batch
 
 
 class Judged(NamedTuple):
-    """The critic's x0_hat, a discriminator's logits (B,), and the generator's adversarial loss."""
+    """The critic's x0_hat, a discriminator's logits (B,), and the generator's adversarial loss.
+
+    ``x0_real`` is the teacher's x0_hat where the discriminator's pass has made it.
+    """
 
     x0_fake: Tensor
+    x0_real: Tensor | None
     logits: Tensor
     loss: Tensor
 
@@ -49,13 +54,12 @@ class Adversary:
     def judge(self, critic: Role, fake: Noisy, x0: Tensor, batch: Batch) -> Judged:
         """In the generator's update, of its noisy samples ``fake``: nothing learns but x0."""
         if self.times is None:
-            x0_fake, logits = self.discriminator.judge(critic, fake)
-            return Judged(x0_fake, logits, gan_generator(logits).mean())
+            x0_fake, x0_real, logits = self.discriminator.judge(critic, fake)
+            return Judged(x0_fake, x0_real, logits, gan_generator(logits).mean())
         with torch.no_grad():
             x0_fake = critic.frozen(*fake).x0_hat
-        apart = self._noised(x0, batch, self.times)
-        _, logits = self.discriminator.judge(critic, apart)
-        return Judged(x0_fake, logits, gan_generator(logits).mean())
+        logits = self.discriminator.logits(critic, self._noised(x0, batch, self.times))
+        return Judged(x0_fake, None, logits, gan_generator(logits).mean())
 
     def learn(self, critic: Role, x0: Tensor, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
         """(the critic's x0_hat of ``noisy``, the discriminator's loss), in one pass of the critic.
@@ -63,17 +67,9 @@ class Adversary:
         UserError for data without real samples.
         """
         fake = noisy if self.times is None else self._noised(x0, batch, self.times)
-        real = real_samples(batch)
-        eps = batch.draws.normal_like(x0)
-        judged = [fake, Noisy(self.schedule.add_noise(real, fake.t, eps), fake.t, batch.cond)]
-        if self.r1_weight > 0:
-            nudged = real + self.r1_std * batch.draws.normal_like(x0)
-            judged.append(Noisy(self.schedule.add_noise(nudged, fake.t, eps), fake.t, batch.cond))
-        x0_hat, logits = self.discriminator.learn(critic, noisy, tuple(judged))
-        loss = gan_discriminator(logits[0], logits[1]).mean()
-        if self.r1_weight > 0:
-            loss = loss + self.r1_weight * approximate_r1(logits[1], logits[2]).mean()
-        return x0_hat, loss
+        judged = judged_samples(self.schedule, fake, batch, self.r1_weight, self.r1_std)
+        x0_hat, logits = self.discriminator.learn(critic, noisy, judged)
+        return x0_hat, discriminator_loss(logits, self.r1_weight)
 
     def _noised(self, x0: Tensor, batch: Batch, times: TimeLaw) -> Noisy:
         t = times.draw(self.schedule, batch.draws, len(x0))
@@ -81,11 +77,29 @@ class Adversary:
         return Noisy(x_t, t, batch.cond)
 
 
-def real_samples(batch: Batch) -> Tensor:
-    """x0 of the data; UserError if it has none."""
+def judged_samples(
+    schedule: Schedule, fake: Noisy, batch: Batch, r1_weight: float, r1_std: float
+) -> tuple[Noisy, ...]:
+    """``fake``, the real samples at its times and, for R1, these once more with a little noise.
+
+    UserError for data without real samples.
+    """
     if batch.x0 is None:
         raise UserError("a GAN needs real samples, and the data has none: give data, or no GAN")
-    return batch.x0
+    t, eps = fake.t, batch.draws.normal_like(batch.x0)
+    judged = [fake, Noisy(schedule.add_noise(batch.x0, t, eps), t, batch.cond)]
+    if r1_weight > 0:
+        nudged = batch.x0 + r1_std * batch.draws.normal_like(batch.x0)
+        judged.append(Noisy(schedule.add_noise(nudged, t, eps), t, batch.cond))
+    return tuple(judged)
+
+
+def discriminator_loss(logits: Sequence[Tensor], r1_weight: float) -> Tensor:
+    """L_D of the logits of :func:`judged_samples`, with r1_weight times approximate R1."""
+    loss = gan_discriminator(logits[0], logits[1]).mean()
+    if r1_weight > 0:
+        loss = loss + r1_weight * approximate_r1(logits[1], logits[2]).mean()
+    return loss
 
 
 def check_r1(r1_weight: float, r1_std: float) -> None:

@@ -42,7 +42,8 @@ class Method(Protocol):
     ``updates`` says which roles each loss trains, in the order in which an iteration runs them:
     {"critic": ("critic", "head"), "generator": ("generator",)}. ``learning_rates`` has one entry a
     role. The loss "generator" runs on every ``critic_steps``-th iteration, "critic" on each.
-    ``needs_data`` says whether its batches must hold real samples, with these settings.
+    ``needs_data`` says whether its batches must hold real samples, with these settings. A method
+    whose losses normalise by running means names them in ``statistics``, a mapping to RunningMeans.
     """
 
     config: Any

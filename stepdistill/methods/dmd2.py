@@ -119,8 +119,11 @@ class DMD2(Matching):
             return super().match(x0, noisy, batch)
         judged = self.adversary.judge(self.critic, noisy, x0, batch)
         with torch.no_grad():
-            x0_real = self.x0_real(noisy, batch)
-            gradient = self.gradient(Seen(x0, x0_real, judged.x0_fake, noisy, judged.logits))
+            x0_real = judged.x0_real
+            if x0_real is None:
+                x0_real = self.x0_real(noisy, batch)
+            seen = Seen(x0, x0_real, judged.x0_fake, noisy, judged.logits)
+            gradient = self.gradient(seen, batch)
         matching = pseudo_loss(x0, gradient).mean()
         logs = {"matching": matching.detach(), "gan": judged.loss.detach()}
         return Loss(matching + self.config.gan_weight * judged.loss, logs)

@@ -178,7 +178,7 @@ class Matching(RollsOut):
         """Gradient descent along ``gradient``, from what teacher and critic see."""
         with torch.no_grad():
             seen = Seen(x0, *self.scores(noisy, batch), noisy)
-            gradient = self.gradient(seen)
+            gradient = self.gradient(seen, batch)
         matching = pseudo_loss(x0, gradient).mean()
         return Loss(matching, {"matching": matching.detach()})
 
@@ -190,7 +190,7 @@ class Matching(RollsOut):
         """What the teacher makes of noisy samples."""
         return self.real(*noisy).x0_hat
 
-    def gradient(self, seen: Seen) -> Tensor:
+    def gradient(self, seen: Seen, batch: Batch) -> Tensor:
         """At x0: DMD's (x0_fake - x0_real) / mean |x0 - x0_real|."""
         return dmd_gradient(seen.x0, seen.x0_real, seen.x0_fake)
 

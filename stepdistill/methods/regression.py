@@ -10,20 +10,17 @@ noise, with a short regression on 10,000 pairs. ``train dmd2 --init RUN`` goes o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import UserError
-from ..losses import squared_error
+from ..losses import Distance, squared_error
 from ..plans import StepPlan, start
 from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..teachers import Teacher
 from .base import Batch, Loss, MethodCard
-
-# (x0_hat, x0) -> (B,), as of ``losses``
-Distance = Callable[[Tensor, Tensor], Tensor]
+from .rollout import statistics
 
 
 @dataclass(frozen=True)
@@ -81,17 +78,22 @@ class Regression:
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The distance of the student's x0 to the teacher's, from the same noise."""
-        if batch.x0 is None or batch.z is None:
-            raise UserError(
-                "regression learns from pairs of noise and sample, and the data has none: make "
-                "some with stepdistill precompute --pairs"
-            )
-        x_t = start(self.plan, self.generator.module.schedule, batch.z)
-        x0_hat = self.generator(x_t, self.plan.time(0, x_t), batch.cond).x0_hat
-        value = self.distance(x0_hat, batch.x0).mean()
-        logs = {
-            "distance": value.detach(),
-            "x0_mean": x0_hat.detach().mean(),
-            "x0_std": x0_hat.detach().std(),
-        }
-        return Loss(value, logs)
+        x0_hat, value = regress(self.generator, self.plan, batch, self.distance)
+        return Loss(value, {"distance": value.detach(), **statistics(x0_hat)})
+
+
+def regress(
+    generator: Role, plan: StepPlan, batch: Batch, distance: Distance
+) -> tuple[Tensor, Tensor]:
+    """(x0_hat of the plan's first step, its mean distance to what the teacher made of the same z).
+
+    UserError for data that is no pairs.
+    """
+    if batch.x0 is None or batch.z is None:
+        raise UserError(
+            "regression learns from pairs of noise and sample, and the data has none: make "
+            "some with stepdistill precompute --pairs"
+        )
+    x_t = start(plan, generator.module.schedule, batch.z)
+    x0_hat: Tensor = generator(x_t, plan.time(0, x_t), batch.cond).x0_hat
+    return x0_hat, distance(x0_hat, batch.x0).mean()
