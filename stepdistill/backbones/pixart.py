@@ -16,6 +16,7 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..data.buckets import Cropped
 from ..denoisers import Backbone
+from ..negative_attention.conditions import attention_arguments
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily, encoder_device, latent_size
@@ -40,6 +41,7 @@ class PixArtBackbone(Backbone):
             encoder_attention_mask=cond["prompt_mask"],
             timestep=timestep,
             added_cond_kwargs=sizes,
+            cross_attention_kwargs=attention_arguments(self.network, cond),
             return_dict=False,
         )[0]
         return output[:, : x.shape[1]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import lora_files
 from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoiser
+from ..negative_attention.conditions import attention_arguments
 from ..plans import StepPlan
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
@@ -40,6 +41,7 @@ class UNetBackbone(Backbone):
             timestep,
             encoder_hidden_states=cond["prompt_embeds"],
             timestep_cond=no_guidance_embedding(self.network, x),
+            cross_attention_kwargs=attention_arguments(self.network, cond),
             return_dict=False,
         )[0]
         return output

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..denoisers import Backbone
+from ..negative_attention.conditions import attention_arguments
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily, encoder_device, latent_size, log_shift, spatial_factor
@@ -32,6 +33,7 @@ class SD3Backbone(Backbone):
             timestep=timestep,
             encoder_hidden_states=cond["prompt_embeds"],
             pooled_projections=cond["text_embeds"],
+            joint_attention_kwargs=attention_arguments(self.network, cond),
             return_dict=False,
         )[0]
         return output

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..data.buckets import Cropped
 from ..errors import UserError
+from ..negative_attention.conditions import attention_arguments
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import encoder_device
@@ -31,6 +32,7 @@ class SDXLBackbone(UNetBackbone):
             encoder_hidden_states=cond["prompt_embeds"],
             added_cond_kwargs={"text_embeds": cond["text_embeds"], "time_ids": cond["time_ids"]},
             timestep_cond=no_guidance_embedding(self.network, x),
+            cross_attention_kwargs=attention_arguments(self.network, cond),
             return_dict=False,
         )[0]
         return output
