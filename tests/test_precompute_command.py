@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from tiny_pipelines import CALLS, PIPELINES
 from torch import Tensor
 
-from stepdistill import presets
 from stepdistill.conditioning import Conditioning
 from stepdistill.data.buckets import crop_to
 from stepdistill.data.captioned_images import Size
@@ -32,6 +31,7 @@ from stepdistill.initial import start_from
 from stepdistill.losses import squared_error
 from stepdistill.plans import StepPlan, start
 from stepdistill.precomputed import check_teacher, stored
+from stepdistill.presets import digits as preset
 from stepdistill.roles import full
 from stepdistill.teachers import LoadOptions, Teacher, load_encoders, load_teacher
 
@@ -652,7 +652,7 @@ def test_regression_on_the_digits_lowers_the_distance(tmp_path: Path) -> None:
     for folder, seed in ((seen, 0), (unseen, 1000)):
         given = ["--pairs=64", "--sampler_steps=9", "--batch_size=64", f"--seed={seed}"]
         assert run("precompute", "digits", *given, "--output", folder) == 0
-    teacher, times = load_teacher("digits"), presets.digits_times(1)
+    teacher, times = load_teacher("digits"), preset.times(1)
     given = ["--teacher=digits", "--data", seen, "--output", tmp_path / "run", "--batch_size=64"]
     more = [f"--times={times}", "--max_steps=30", "--method.lr=1e-3", "--ema_half_life=0"]
     assert run("train", "regression", *given, *more) == 0

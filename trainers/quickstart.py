@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepdistill import presets
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.distil import distil
 from stepdistill.metrics.latency import ms_per_image
 from stepdistill.metrics.quality import floor, measure
+from stepdistill.presets import digits
 from stepdistill.report import write_report
 from stepdistill.sampling import sample_teacher
 from stepdistill.students import Student, load_student
@@ -147,9 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     options = parse("stepdistill quickstart", (Options,), {}, arguments).get(Options)
     output = Path(options.output)
-    one, four = presets.digits_quickstart(), None
+    one: dict[str, Any] = {}
+    four: dict[str, Any] | None = None
     if options.long:
-        one, four = presets.digits_long(), presets.digits_long_four_steps()
+        one, four = digits.long(), digits.long_four_steps()
     if options.max_steps is not None:
         for preset in (one, four or {}):
             preset["max_steps"] = options.max_steps
