@@ -21,7 +21,8 @@ class RunningMeans:
 
     def __init__(self, bins: int, decay: float) -> None:
         self.decay = decay
-        self.means, self.folds = torch.ones(bins), torch.zeros(bins)
+        self.means = torch.ones(bins, dtype=torch.float32)
+        self.folds = torch.zeros(bins, dtype=torch.float32)
         self._sums: Tensor | None = None  # (2, bins): of values, and how many
 
     def at(self, index: Tensor) -> Tensor:
