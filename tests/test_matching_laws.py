@@ -423,6 +423,20 @@ def test_a_scale_of_1_is_no_guidance() -> None:
     assert found.abs().max() > 0.1
 
 
+def test_snoopi_is_guided_within_the_interval_alone() -> None:
+    """guidance_interval (0.3, 0.6): w is 1 at every other time, and the same in both scores."""
+    nets = [network(seed=seed) for seed in (5, 6, 7)]
+    config, (_, points) = SNOOPIConfig(guidance_interval=(0.3, 0.6)), noisy()
+    method = build(SNOOPI, config, networks=nets, null_cond=NULL)
+    w = Double(0, 3, "generator").uniform(16, 0.5, 4.0)
+    inside = (points.t > 0.3) & (points.t <= 0.6)
+    assert 0 < inside.sum() < 16
+    real, fake = method.scores(points, batch())
+    w = torch.where(inside, w, torch.ones(16).double())
+    close(real, by_hand(method.teacher, *points, w))
+    close(fake, by_hand(method.critic.module, *points, w))
+
+
 def test_snoopi_needs_guidance() -> None:
     nets = [network(seed=seed) for seed in (5, 6, 7)]
     roles = full("generator", nets[0]), full("critic", nets[1]), nets[2], StepPlan()
@@ -615,6 +629,7 @@ def test_a_random_override_is_any_other_class(tmp_path: Any) -> None:
     ("settings", "message"),
     [
         ({}, "needs something to forget"),
+        ({"forget": tuple(map(str, range(10)))}, "names every class: leave one to make"),
         ({"forget": ("12",)}, "has the classes 0 to 9, and no 12"),
         ({"forget": ("3",), "override": ("x",)}, "and no x to forget or make"),
     ],

@@ -72,6 +72,8 @@ class SFD(SiD):
         if not override and teacher.is_told_by_text:
             raise UserError("sfd needs prompts to make instead: give method.override")
         others = override or [k for k in range(teacher.num_classes or 0) if k not in forget]
+        if not others:
+            raise UserError("method.forget names every class: leave one to make instead")
         return {"forget": teacher.encode(forget), "override": teacher.encode(others)}
 
     def match(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Loss:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning
@@ -94,10 +95,12 @@ class SNOOPI(VSD):
         return found
 
     def scores(self, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(x0_real, x0_fake) under the same w, (B,)."""
+        """(x0_real, x0_fake) under the same w, (B,), which is 1 outside ``guidance_interval``."""
         assert self.guide is not None
         assert self.guide_real is not None
         w = batch.draws.uniform(len(noisy.x_t), *self.config.guidance_range)
+        low, high = self.config.guidance_interval
+        w = torch.where((low < noisy.t) & (noisy.t <= high), w, 1.0)
         real, fake = self.guide_real(self.teacher, w), self.guide(self.critic.frozen, w)
         return real(*noisy).x0_hat, fake(*noisy).x0_hat
 
