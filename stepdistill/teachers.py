@@ -179,7 +179,7 @@ class Teacher:
         self.family.save(generator, self, plan, folder)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """x0 -> pixels in [-1, 1]."""
+        """x0 -> pixels in [-1, 1], with a gradient where x0 has one."""
         return self.family.decode(self, x0)
 
     def encoders(self) -> dict[str, nn.Module]:

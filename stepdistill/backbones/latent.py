@@ -276,9 +276,8 @@ def per_channel(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return shift, torch.tensor(factor).to(like)
 
 
-@torch.no_grad()
 def decode(vae: Any, x0: Tensor) -> Tensor:
-    """x0 -> pixels in [-1, 1]."""
+    """x0 -> pixels in [-1, 1], with a gradient where x0 has one."""
     shift, scale = per_channel(vae, x0)
     latent = (x0 / scale + shift).to(vae.dtype).to(vae.device)
     pixels: Tensor = vae.decode(latent, return_dict=False)[0]

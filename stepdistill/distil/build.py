@@ -19,14 +19,15 @@ from .options import DistilOptions
 
 
 def read_teacher(settings: Settings, device: torch.device | str = "cpu") -> Teacher:
-    """The teacher; on precomputed samples without what they stand in for, as far as grids and
-    measurements allow."""
+    """The teacher; on precomputed samples without what they stand in for, as far as grids,
+    measurements and the method's losses allow."""
     options = settings.get(DistilOptions)
     found = find_precomputed(options.data)
     held = None
     if found is not None:
         config = settings.get(FitConfig)
-        held = stored(found, decodes=config.sample_every > 0 or config.evaluate_every > 0)
+        losses = any(getattr(part, "decodes", False) for part in settings.parts.values())
+        held = stored(found, losses or config.sample_every > 0 or config.evaluate_every > 0)
     return load_teacher(options.teacher, device, settings.get(LoadOptions), held)
 
 

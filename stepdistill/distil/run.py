@@ -177,11 +177,13 @@ def _fit(
         evaluate = measuring.evaluation(method, run, accelerator)
     elif settings.get(FitConfig).evaluate_every:
         evaluate = evaluation(options, method, teacher, settings.get(LoadOptions))
-    compared = ("teacher", "data", "prompts", "init", "steps", "times", "method", "lora")
+    compared = ("teacher", "data", "prompts", "init", "steps", "times", "lora")
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     if loaded["config"] is None:  # as in checkpoints of before there was such an option
         loaded.pop("config")
     later = ("column", "split", "condition_dropout")  # options that such checkpoints do not name
+    own = settings.resolved["method"]
+    own = {key: own[key] for key in own if own[key] or key not in ("lpips", "lpips_weights")}
     return fit(
         method,
         data,
@@ -189,6 +191,7 @@ def _fit(
         run,
         settings={
             "method_name": writer.name,
+            "method": own,
             "load": loaded,
             "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
             **({"teacher_int8": True} if settings.get(MemoryOptions).teacher_int8 else {}),

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..losses import Distance, pseudo_huber
+from ..teachers import Teacher
 from .base import Batch, Loss, MethodCard
 from .matching import Matching, MatchingConfig, check_at_least_0
-from .regression import regress
+from .regression import PairOptions, regress
 
 
 @dataclass(frozen=True)
-class DMDConfig(MatchingConfig):
+class DMDConfig(PairOptions, MatchingConfig):
     """The paper's values (section 4 and appendix there)."""
 
     critic_steps: int = 1  # iterations a generator update: the critic learns in each
@@ -47,6 +48,11 @@ class DMD(Matching):
     def __init__(self, *roles: Any, distance: Distance = pseudo_huber, **options: Any) -> None:
         super().__init__(*roles, **options)
         self.distance, self.needs_data = distance, True
+
+    @classmethod
+    def more(cls, teacher: Teacher, config: Any) -> dict[str, Any]:
+        """The distance of pairs."""
+        return {"distance": config.distance(teacher, pseudo_huber)}
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The matching, and the weighted distance of the pairs."""

@@ -24,7 +24,30 @@ from .rollout import statistics
 
 
 @dataclass(frozen=True)
-class RegressionConfig:
+class PairOptions:
+    """What the distance of a pair is."""
+
+    lpips: bool = False  # that of decoded samples, by VGG-16; it needs the extra "scores"
+    lpips_weights: str = ""  # its file; default: STEPDISTILL_VGG16, or torchvision's own place
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the teacher's autoencoder is called in training."""
+        return self.lpips
+
+    def distance(self, teacher: Teacher, otherwise: Distance) -> Distance:
+        """LPIPS if it is asked for. UserError where its weights are not."""
+        if not self.lpips:
+            if self.lpips_weights:
+                raise UserError("lpips_weights is of LPIPS: set lpips=true too, or leave it out")
+            return otherwise
+        from ..perceptual import lpips_of  # with torchvision, which takes a while
+
+        return lpips_of(teacher, self.lpips_weights)
+
+
+@dataclass(frozen=True)
+class RegressionConfig(PairOptions):
     """DMD2's warm-up of SDXL."""
 
     lr: float = 1e-5  # constant but for warm-up and decay
@@ -72,9 +95,9 @@ class Regression:
         lora: LoRAOptions = FULL,
         distance: Distance = squared_error,
     ) -> Regression:
-        """The generator starts from the teacher's weights."""
+        """The generator starts from the teacher's weights; LPIPS, if asked for, is the distance."""
         role = trainable_role("generator", teacher.student(), lora, teacher.lora_targets)
-        return cls(role, plan, config, distance)
+        return cls(role, plan, config, config.distance(teacher, distance))
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The distance of the student's x0 to the teacher's, from the same noise."""

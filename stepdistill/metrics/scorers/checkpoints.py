@@ -7,6 +7,7 @@ is interpolated, a missing layer stays random); a score of repaired weights is a
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -41,9 +42,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    """Put ``state`` into ``network``, as float32. UserError if a tensor is missing, is too many or
-    has another shape."""
-    own = network.state_dict()
+    """Put ``state`` into ``network``, as float32. UserError as of :func:`same_shapes`."""
+    same_shapes(network.state_dict(), state, file)
+    network.load_state_dict(state)
+
+
+def same_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: Path) -> None:
+    """UserError if a tensor of ``state``, which is ``file``'s, is missing, is too many or has
+    another shape than ``own``."""
     for name in sorted(own.keys() | state.keys()):
         ours, theirs = (list(d[name].shape) if name in d else "none" for d in (own, state))
         if ours != theirs:
@@ -51,7 +57,6 @@ def fill(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
                 f"{file} holds the weights of another network ({name} is {theirs} there, "
                 f"{ours} here): fetch the published file"
             )
-    network.load_state_dict(state)
 
 
 def optional(package: str) -> ModuleType:

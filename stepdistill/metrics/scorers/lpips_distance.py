@@ -13,15 +13,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import alexnet
 
 from ...assets import Asset, check, locate
 from ...errors import UserError
 from ..features import Pixels, digest
-from .checkpoints import fill, optional, read_weights
+from .checkpoints import optional, read_weights, same_shapes
 
 LEAST = 31  # pixels a side: below, AlexNet's last layers see none
 BACKBONE = Asset(
@@ -51,15 +52,7 @@ def alexnet_lpips(file: Path, device: torch.device | str = "cpu") -> ImageDistan
     UserError if the package is missing, the file is damaged or of another network, or an image has
     a side below 31 pixels.
     """
-    lpips, classifier = optional("lpips"), alexnet()
-    fill(classifier, read_weights(file), file)  # all of it, so that a part or another is refused
-    with warnings.catch_warnings():  # the package asks torchvision in words of an older version
-        warnings.simplefilter("ignore", UserWarning)
-        network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
-    # its layers keep torchvision's numbers, in slices: "slice2.3.weight" is "3.weight"
-    layers, names = classifier.features.state_dict(), network.net.state_dict()
-    network.net.load_state_dict({name: layers[name.partition(".")[2]] for name in names})
-    network = network.to(device).eval().requires_grad_(False)
+    network = lpips_network("alex", alexnet, file).to(device)
 
     @torch.no_grad()
     def distance(images: Tensor, others: Tensor) -> Tensor:
@@ -67,6 +60,24 @@ def alexnet_lpips(file: Path, device: torch.device | str = "cpu") -> ImageDistan
         return each.flatten()
 
     return ImageDistance("lpips_alex", digest(file), _prepare, distance)
+
+
+def lpips_network(name: str, classifier: Callable[[], nn.Module], file: Path) -> nn.Module:
+    """The package's network ``name``, with torchvision's ``classifier`` of ``file`` in it, frozen.
+
+    Errors as of :func:`alexnet_lpips`.
+    """
+    lpips, state = optional("lpips"), read_weights(file)
+    with torch.device("meta"):  # for its shapes: most of it is not made use of
+        same_shapes(classifier().state_dict(), state, file)
+    with warnings.catch_warnings():  # the package asks torchvision in words of an older version
+        warnings.simplefilter("ignore", UserWarning)
+        network: nn.Module = lpips.LPIPS(net=name, version="0.1", pnet_rand=True, verbose=False)
+    # its layers keep torchvision's numbers, in slices: "slice2.3.weight" is "features.3.weight"
+    inner: Any = network.net
+    names = {name: "features." + name.partition(".")[2] for name in inner.state_dict()}
+    inner.load_state_dict({name: state[own] for name, own in names.items()})
+    return network.eval().requires_grad_(False)
 
 
 def lpips_distance(weights: str | None = None, device: torch.device | str = "cpu") -> ImageDistance:
