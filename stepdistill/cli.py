@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": ("evals.inspect_memory", "what a training run will take of the memory"),
     "sample": ("evals.generate", "sample a student into a grid or a folder"),
     "export": ("trainers.export", "write a checkpoint's student as a diffusers folder"),
+    "merge": ("trainers.merge", "A B: interpolate the weights of two students"),
     "eval": ("", "eval MODEL --protocol NAME: measure a model; also images, reference, compare"),
     "fid": ("evals.fid", "Frechet distance between images, models or references"),
     "report": ("evals.report", "write a run's report.html"),

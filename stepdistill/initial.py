@@ -23,12 +23,7 @@ def start_from(path: Path, generator: Role, teacher: Teacher) -> None:
     """
     if has_adapters(generator):
         raise UserError("init starts a generator with all its weights: set lora.rank=0")
-    folder = path if (path / "model_index.json").exists() else RunFolder(path).student
-    if not (folder / "model_index.json").exists():
-        raise UserError(
-            f"{path} is no student and holds none: finish that run, or write its student with "
-            "stepdistill export"
-        )
+    folder = student_folder(path)
     without_encoders = Stored(None, Conditioning.empty(1))
     options = replace(teacher.options, config=None)  # of the teacher's file, not of a folder
     student = load_teacher(folder, options=options, stored=without_encoders)
@@ -39,7 +34,7 @@ def start_from(path: Path, generator: Role, teacher: Teacher) -> None:
         )
     found = teacher.family.student_weights(teacher, student.denoiser)
     own = generator.module.backbone.network.state_dict()
-    if (there := _shapes(found)) != (here := _shapes(own)):
+    if (there := shapes(found)) != (here := shapes(own)):
         raise UserError(
             f"{folder} is of another network than {teacher.name} ({differences(there, here)}): "
             "give a student of this teacher"
@@ -48,5 +43,17 @@ def start_from(path: Path, generator: Role, teacher: Teacher) -> None:
         value.copy_(found[name])
 
 
-def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+def student_folder(path: Path) -> Path:
+    """The student's folder that ``path`` is, or that the run in it has made. UserError if none."""
+    folder = path if (path / "model_index.json").exists() else RunFolder(path).student
+    if not (folder / "model_index.json").exists():
+        raise UserError(
+            f"{path} is no student and holds none: finish that run, or write its student with "
+            "stepdistill export"
+        )
+    return folder
+
+
+def shapes(weights: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    """By name."""
     return {name: list(value.shape) for name, value in weights.items()}
