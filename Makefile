@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: venv quickstart long test test-fast check format browser families comparison tables clean
+.PHONY: venv quickstart long test test-fast check format browser families comparison methods-comparison tables clean
 
 venv: $(VENV)/.installed
 
@@ -67,6 +67,17 @@ $(COMPARED)/quickstart-%.json: | runs/quickstart-%/student
 .PRECIOUS: runs/quickstart-%/student
 runs/quickstart-%/student: | venv
 	$(BIN)/stepdistill quickstart --seed $* --output runs/quickstart-$*
+
+# Every method on the digits' teacher, in 1 and 4 calls, of 3 seeds, with equal budgets of network
+# calls: hours, and what is there already is left as it is. METHODS and BUDGET may be given.
+METHODS ?= $(shell $(BIN)/stepdistill methods --json | $(BIN)/python -c \
+	"import json, sys; print(*(card['name'] for card in json.load(sys.stdin)))")
+BUDGET ?= 2e6
+
+methods-comparison: venv
+	$(BIN)/stepdistill compare --methods $(METHODS) --budget $(BUDGET) --minutes 5 \
+		--output runs/methods
+	$(EVALUATE) compare runs/methods/records/*.json --output runs/methods.html
 
 # README's tables, rendered from the JSON records.
 tables: venv

@@ -20,6 +20,7 @@ COMMANDS = {
     "quickstart": ("trainers.quickstart", "distil the built-in digits teacher and measure it"),
     "precompute": ("trainers.precompute", "encode prompts or images once, or sample pairs"),
     "train": ("", "train METHOD: distil a teacher with one of the methods"),
+    "compare": ("trainers.compare", "train several methods with equal budgets, and measure each"),
     "recipes": ("trainers.list_recipes", "published settings, as config files of train"),
     "inspect": ("evals.inspect_memory", "what a training run will take of the memory"),
     "sample": ("evals.generate", "sample a student into a grid or a folder"),

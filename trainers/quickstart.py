@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stepdistill.cli import guarded
-from stepdistill.config import parse
+from stepdistill.config import as_arguments, parse
 from stepdistill.distil import distil
 from stepdistill.metrics.latency import ms_per_image
 from stepdistill.metrics.quality import floor, measure
@@ -58,11 +58,7 @@ class Options:
 def train(output: Path, steps: int, seed: int, preset: dict[str, Any]) -> bool:
     """One ``train dmd2`` run with ``preset``; False if it was interrupted."""
     values = {"teacher": "digits", "output": str(output), "steps": steps, "seed": seed, **preset}
-    arguments = [
-        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in values.items()
-    ]
-    return not distil("dmd2", arguments).interrupted
+    return not distil("dmd2", as_arguments(values)).interrupted
 
 
 def measure_student(student: Student, steps: int, num_samples: int) -> dict[str, Any]:

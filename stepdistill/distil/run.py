@@ -70,8 +70,13 @@ class _Asked:
         return cls(condition_dropout(options, teacher), own_hooks(options), shown)
 
 
-def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
-    """Train method ``name`` in its run folder, export the averaged generator, write the report."""
+def distil(
+    name: str, arguments: Sequence[str] | None = None, hooks: Sequence[Hook] = ()
+) -> FitResult:
+    """Train method ``name`` in its run folder, export the averaged generator, write the report.
+
+    ``hooks`` are called after each iteration, beside those that the options name.
+    """
     settings = read_settings(name, arguments)
     if settings.get(DistilOptions).dry_run:
         settings = one_iteration(settings, METHODS[name].Config)
@@ -89,6 +94,7 @@ def distil(name: str, arguments: Sequence[str] | None = None) -> FitResult:
         start_from(Path(options.init), method.roles["generator"], teacher)
     check_validation(options, teacher)
     asked = _Asked.of(settings, teacher, draws=accelerator.is_main_process)
+    asked.hooks.extend(hooks)
     data = load_data(options, teacher)
     check_possible(name, method, data, teacher)
     check_export(options, settings.get(LoRAOptions), teacher)

@@ -105,9 +105,28 @@ def ladd(steps: int) -> dict[str, Any]:
     }
 
 
-def ect(steps: int) -> dict[str, Any]:
-    """ECT."""
+def regression(steps: int) -> dict[str, Any]:
+    """One step, on noise-image pairs."""
     return {
+        "times": times(steps),
+        "max_steps": 3_000,
+        "batch_size": 128,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.0,
+        "lr_warmup": 20,
+        "lr_decay": 1_500,
+        "ema_half_life": 60_000,
+        "sample_every": 500,
+        "evaluate_every": 500,
+        "save_every": 500,
+        "method.lr": 5e-4,
+    }
+
+
+def ect(steps: int) -> dict[str, Any]:
+    """Consistency tuning."""
+    return {
+        "times": times(steps),
         "max_steps": 3_000,
         "batch_size": 128,
         "betas": (0.9, 0.99),
@@ -145,4 +164,5 @@ PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {
     "sfd": sfd,
     "ladd": ladd,
     "ect": ect,
+    "regression": regression,
 }

@@ -1,0 +1,1 @@
+"""Methods compared: one training a cell, of equal budgets of network calls, each measured alike."""

@@ -1,0 +1,155 @@
+"""The comparison of methods as a table: mean and spread over the seeds of each, from records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from ..evaluation.comparing.records import Record
+from .cell import CELL
+
+# key of a cell, head of its column, digits behind the point, divided by
+COLUMNS = (
+    ("fid_ratio", "ratio ↓", 2, 1),
+    ("accuracy", "accuracy, % ↑", 2, 1),
+    ("diversity", "diversity → 1", 3, 1),
+    ("iterations", "iterations", 0, 1),
+    ("processor_seconds", "seconds", 0, 1),
+    ("update_peak_bytes", "memory, MiB", 0, 2**20),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a number of steps: the values of its seeds by name, None where not known."""
+
+    method: str
+    steps: int
+    seeds: tuple[int, ...]
+    values: Mapping[str, tuple[float | None, ...]]
+
+    def json(self) -> dict[str, Any]:
+        """Means and standard deviations over the seeds, as plain values."""
+        found = {name: _spread(values) for name, values in self.values.items()}
+        named = {
+            name: None if own is None else {"mean": own[0], "std": own[1]}
+            for name, own in found.items()
+        }
+        return {"method": self.method, "steps": self.steps, "seeds": [*self.seeds], **named}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that may be compared: of one teacher, one budget and one count of samples."""
+
+    teacher: str
+    budget: float
+    num_samples: int
+    bar: Mapping[str, Any]
+    accuracy: str
+    rows: tuple[Row, ...]
+    stopped: tuple[str, ...]
+
+    def json(self) -> dict[str, Any]:
+        """As plain values."""
+        rows = [row.json() for row in self.rows]
+        own = {name: getattr(self, name) for name in ("teacher", "budget", "num_samples")}
+        return {**own, "bar": dict(self.bar), "rows": rows, "stopped": [*self.stopped]}
+
+
+def groups(records: Sequence[Record]) -> list[Group]:
+    """The tables that ``records`` make. UserError for one that is of no cell."""
+    found: dict[tuple[str, float, int], list[Record]] = {}
+    for record in records:
+        cell = record.part(CELL)
+        if not cell:
+            raise UserError(f"{record.place} is of no cell: stepdistill compare writes those")
+        key = (cell["teacher"], cell["budget"], cell["num_samples"])
+        found.setdefault(key, []).append(record)
+    return [_group(*key, own) for key, own in sorted(found.items())]
+
+
+def _group(teacher: str, budget: float, num: int, records: Sequence[Record]) -> Group:
+    told = [record.part(CELL) for record in records]
+    by_task: dict[tuple[int, str], list[Record]] = {}
+    for record, cell in zip(records, told, strict=True):
+        by_task.setdefault((cell["steps"], cell["method"]), []).append(record)
+    rows = [_row(method, steps, own) for (steps, method), own in by_task.items()]
+    rows.sort(key=lambda row: (row.steps, statistics.fmean(known(row.values["fid_ratio"]))))
+    stopped = [f"{c['method']}-{c['steps']}-{c['seed']}" for c in told if c["stopped"]]
+    first = told[0]
+    return Group(
+        teacher, budget, num, first["bar"], first["accuracy"], tuple(rows), tuple(sorted(stopped))
+    )
+
+
+def _row(method: str, steps: int, records: Sequence[Record]) -> Row:
+    ordered = sorted(records, key=lambda record: int(record.part(CELL)["seed"]))
+    cells = [record.part(CELL) for record in ordered]
+    metrics = [record.content["metrics"] for record in ordered]
+    values = {key: tuple(cell[key] for cell in cells) for key, *_ in COLUMNS if key in cells[0]}
+    values["accuracy"] = tuple(
+        own[cell["accuracy"]] for own, cell in zip(metrics, cells, strict=True)
+    )
+    values["diversity"] = tuple(own["diversity"] for own in metrics)
+    values["fid"] = tuple(own["fid"] for own in metrics)
+    return Row(method, steps, tuple(cell["seed"] for cell in cells), values)
+
+
+def markdown(made: Sequence[Group]) -> str:
+    """A Markdown table a group, with what its numbers are below it."""
+    return "\n\n".join(_markdown(group) for group in made)
+
+
+def _markdown(group: Group) -> str:
+    heads = ["method", "calls", "seeds", *(head for _, head, *_ in COLUMNS)]
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    bar = group.bar
+    guidance = "" if bar["guidance_scale"] == 1 else f", guidance {bar['guidance_scale']:g}"
+    own = [f"{bar[group.accuracy]:.2f}", f"{bar['diversity']:.3f}", "", "", ""]
+    lines.append([f"teacher{guidance}", str(bar["nfe"]), "1", "1", *own])
+    for row in group.rows:
+        cells = [_cell(row.values[key], digits, unit) for key, _, digits, unit in COLUMNS]
+        lines.append([row.method, str(row.steps), str(len(row.seeds)), *cells])
+    shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{shown}\n\n{_below(group)}"
+
+
+def _below(group: Group) -> str:
+    bar = group.bar
+    said = [
+        f"{group.teacher}: {group.budget:,.0f} network calls a cell (a backward counts two), "
+        f"{group.num_samples:,} samples a figure, mean ± standard deviation over training seeds.",
+        "The ratio is student to teacher, each Frechet distance above what a perfect model scores "
+        f"at its count (the teacher's {bar['fid']:.4g} of {bar['num_samples']:,} samples, above "
+        f"{bar['fid_floor']:.4g}).",
+        "Seconds are the processor's, of training alone; memory is the most that an update holds, "
+        "weights and moments included, as counted for a CPU.",
+    ]
+    if group.stopped:
+        said.append(f"Stopped at a limit of time, before the budget: {', '.join(group.stopped)}.")
+    return " ".join(said)
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    """Those that are."""
+    return [value for value in values if value is not None]
+
+
+def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """(mean, standard deviation with n - 1; None of one value), None where nothing is known."""
+    found = known(values)
+    if not found:
+        return None
+    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
+
+
+def _cell(values: Sequence[float | None], digits: int, unit: int) -> str:
+    spread = _spread([value / unit for value in known(values)])
+    if spread is None:
+        return "–"
+    mean, deviation = spread
+    return f"{mean:,.{digits}f}" + ("" if not deviation else f" ± {deviation:,.{digits}f}")
