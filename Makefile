@@ -72,7 +72,7 @@ runs/quickstart-%/student: | venv
 # calls: hours, and what is there already is left as it is. METHODS and BUDGET may be given.
 METHODS ?= $(shell $(BIN)/stepdistill methods --json | $(BIN)/python -c \
 	"import json, sys; print(*(card['name'] for card in json.load(sys.stdin)))")
-BUDGET ?= 2e6
+BUDGET ?= 1.2e6
 
 methods-comparison: venv
 	$(BIN)/stepdistill compare --methods $(METHODS) --budget $(BUDGET) --minutes 5 \

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stepdistill.cells.table import groups
+from stepdistill.cells.table import markdown as methods_table
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
@@ -26,6 +28,7 @@ MEMORY = "memory.json"  # written by stepdistill.evals.memory_record
 DISTANCE = "distance.json"  # by stepdistill.evals.distance_record
 DECODING = "decoding.json"  # by stepdistill.evals.decode_record
 COMPARISON = "comparison"  # a folder: by ``make comparison``
+METHODS = "methods"  # a folder: the records of ``make methods-comparison``
 TEXT = ("digits-t2i.json", "digits-flow.json")  # by stepdistill.evals.caption_students
 
 
@@ -216,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "comparison": comparison_table(compared),
         "memory": memory_tables(json.loads((records / MEMORY).read_text())),
     }
+    if of_methods := [str(path) for path in sorted((records / METHODS).glob("*.json"))]:
+        tables["methods"] = methods_table(groups(read_records(of_methods)))
     for name, rendered in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin not in wanted or end not in wanted:

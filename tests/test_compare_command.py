@@ -15,9 +15,10 @@ from commands import check_exports_here, draw_no_report, run
 from safetensors.torch import load_file
 
 from stepdistill import checkpoint, presets
-from stepdistill.cells import meter
+from stepdistill.cells import meter, training
 from stepdistill.cells.tasks import Asked, plan
 from stepdistill.cells.worlds import find_world
+from stepdistill.errors import NonFiniteError
 from stepdistill.evaluation.running.engine import Engine
 from stepdistill.metrics.quality import floor
 from stepdistill.sources import WORLDS
@@ -183,6 +184,26 @@ def test_a_limit_of_time(two: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_cell_that_breaks_stops_no_other(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """NaN in one training: the others are made, and the exit code tells of it at the end."""
+    output, called = tmp_path / "out", training.distil
+
+    def broken(name: str, *given: Any) -> Any:
+        if name == "dmd2":
+            raise NonFiniteError("NaN in the critic's loss")
+        return called(name, *given)
+
+    monkeypatch.setattr(training, "distil", broken)
+    assert compare(output, methods=("dmd2", "ect")) == 3
+    said = capsys.readouterr()
+    assert "not all cells could be trained: dmd2-1-0: NaN in the critic's loss" in said.err
+    assert "| ect | 1 | 1 |" in said.out
+    assert record(output, "ect-1-0")["metrics"] == record(two, "ect-1-0")["metrics"]
+
+
+@pytest.mark.slow
 def test_pairs_are_made_once_a_seed_and_counted(tmp_path: Path) -> None:
     """35 calls of the teacher a pair; another start makes no new ones."""
     output, asked = tmp_path / "out", ("--pairs", 40, "--budget", 40 * 35 + 5_000)
@@ -208,7 +229,10 @@ def test_the_table_is_of_the_records(two: Path, tmp_path: Path) -> None:
         own["metrics"]["class_accuracy"] = 97.0 + seed
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(json.dumps(own))
-    files.append(two / "records" / "digits-ect-1-0.json")
+    ect = record(two, "ect-1-0")
+    del ect["metrics"]["diversity"]  # as of one sample a prompt
+    files.append(tmp_path / "ect.json")
+    files[-1].write_text(json.dumps(ect))
     (found,) = groups(read_records(list(map(str, files))))
     row = next(row for row in found.json()["rows"] if row["method"] == "dmd2")
     assert row["seeds"] == [0, 1, 2]
@@ -223,6 +247,8 @@ def test_the_table_is_of_the_records(two: Path, tmp_path: Path) -> None:
     assert expected in text
     assert f"| 101 ± 1 | {peak:.0f} |" in text
     assert "400 samples a figure" in text
+    assert f"| ect | 1 | 1 | {ect['cell']['fid_ratio']:,.2f} | " in text
+    assert " | – | " in text
     assert text.index("| dmd2") < text.index("| ect")  # the lower ratio first
 
 
@@ -246,6 +272,9 @@ MISTAKES = {
     "no steps": (("--steps", "[]"), "steps is empty"),
     "zero steps": (("--steps", "0"), "steps must be at least 1, got 0"),
     "no budget": (("--budget", "0"), "budget must be a number of network calls above 0"),
+    "no methods": (("--methods", "[]"), "methods is empty: name at least one"),
+    "one sample": (("--num", "1"), "num must be at least 2, got 1"),
+    "no time": (("--minutes", "0"), "minutes must be above 0"),
     "seed": (("--seeds", "-1"), "seed must lie in 0 to"),
     "one step alone": (
         ("--methods", "regression", "--steps", "4"),
@@ -279,13 +308,14 @@ def test_a_method_without_a_preset(tmp_path: Path, capsys: Any) -> None:
     assert "there are no settings for ect on digits-flow" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_and_leaves(tmp_path: Path, capsys: Any) -> None:
     """A number of steps that a method cannot train is left out, and said."""
     more = ("--budget", 1e6, "--dry_run")
     given = ("--methods", "dmd2", "regression", "--output", tmp_path / "out")
     assert run("compare", *given, *more) == 0
     said = capsys.readouterr().out
-    assert "9 cells: each with the seeds 0, 1, 2" in said
+    assert "cells: 9, of seeds 0, 1, 2 each" in said
     assert "left out, regression in 4 steps: regression trains one step" in said
     assert not (tmp_path / "out").exists()
 
@@ -312,7 +342,7 @@ def test_the_meter_counts_a_start_s_first_iteration_as_the_others(
     monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(meter.time, "process_time", lambda: 2 * now[0])
     for iterations in ((1, 2, 3), (4, 5)):
-        own = meter.Meter(tmp_path / "times.json", 1, 0.0)
+        own = meter.Meter(tmp_path / "times.json", 1, None)
         now[0] += 50  # loading, and a slow first iteration
         for iteration in iterations:
             own(iteration, None, None)  # type: ignore[arg-type]

@@ -24,7 +24,6 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import NonFiniteError
 from stepdistill.evaluation.comparing.records import read_records
-from stepdistill.evaluation.options import names_of
 from stepdistill.files import whole
 from stepdistill.signals import StopSignals
 
@@ -64,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print what will be done, do it, and write the table."""
     options = parse("stepdistill compare", (Options,), {}, arguments).get(Options)
     asked = Asked(
-        methods=names_of(options.methods),
+        methods=tuple(name for one in options.methods for name in one.split(",") if name),
         teacher=options.teacher,
         steps=options.steps,
         seeds=options.seeds,
         budget=options.budget,
         output=Path(options.output),
-        num=options.num or 0,
-        minutes=options.minutes or 0.0,
+        num=options.num,
+        minutes=options.minutes,
         pairs=options.pairs,
     )
     planned = plan(asked)

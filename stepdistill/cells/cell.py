@@ -71,7 +71,7 @@ class Cell:
                 "--output, or remove the record and the cell's folder"
             )
         limit = self.asked.minutes
-        return not told.get("stopped") or 0 < limit <= told["minutes"]
+        return not told["stopped"] or (limit is not None and limit <= told["minutes"])
 
 
 def cells(asked: Asked, tasks: Sequence[Task]) -> Iterator[Cell]:

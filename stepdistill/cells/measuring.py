@@ -74,7 +74,7 @@ def with_cell(record: Mapping[str, Any], cell: Cell, spent: Spent) -> dict[str, 
         "threads": torch.get_num_threads(),
         "fid_ratio": fid_ratio(metrics["fid"], floor, bar),
         "fid_floor": floor,
-        "accuracy": world.accuracy,
+        "accuracy_metric": world.accuracy,
         "bar": bar,
     }
     notes = list(record["notes"])

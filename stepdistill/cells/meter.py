@@ -17,11 +17,11 @@ class Meter:
 
     The first iteration of each start, which warms up, counts as the mean of the others. What was
     timed is kept in ``file`` every ``save_every`` iterations, for a start that goes on. Past
-    ``minutes`` of the processor (0: never) it asks the run to stop as a signal would: after an
+    ``minutes`` of the processor (None: never) it asks the run to stop as a signal would: after an
     iteration, which is saved.
     """
 
-    def __init__(self, file: Path, save_every: int, minutes: float) -> None:
+    def __init__(self, file: Path, save_every: int, minutes: float | None) -> None:
         self.file, self.save_every, self.minutes = file, save_every, minutes
         kept = json.loads(file.read_text()) if file.exists() else {}
         self.timed = int(kept.get("timed", 0))
@@ -40,7 +40,7 @@ class Meter:
         self._last = now
         if iteration % self.save_every == 0:
             self.keep()
-        if self.minutes and self.timed and self.of(iteration)[1] >= 60 * self.minutes:
+        if self.minutes is not None and self.timed and self.of(iteration)[1] >= 60 * self.minutes:
             self.asked = True
             signal.raise_signal(signal.SIGTERM)
 

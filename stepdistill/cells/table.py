@@ -82,7 +82,13 @@ def _group(teacher: str, budget: float, num: int, records: Sequence[Record]) -> 
     stopped = [f"{c['method']}-{c['steps']}-{c['seed']}" for c in told if c["stopped"]]
     first = told[0]
     return Group(
-        teacher, budget, num, first["bar"], first["accuracy"], tuple(rows), tuple(sorted(stopped))
+        teacher,
+        budget,
+        num,
+        first["bar"],
+        first["accuracy_metric"],
+        tuple(rows),
+        tuple(sorted(stopped)),
     )
 
 
@@ -91,11 +97,9 @@ def _row(method: str, steps: int, records: Sequence[Record]) -> Row:
     cells = [record.part(CELL) for record in ordered]
     metrics = [record.content["metrics"] for record in ordered]
     values = {key: tuple(cell[key] for cell in cells) for key, *_ in COLUMNS if key in cells[0]}
-    values["accuracy"] = tuple(
-        own[cell["accuracy"]] for own, cell in zip(metrics, cells, strict=True)
-    )
-    values["diversity"] = tuple(own["diversity"] for own in metrics)
-    values["fid"] = tuple(own["fid"] for own in metrics)
+    named = {"accuracy": cells[0]["accuracy_metric"], "diversity": "diversity", "fid": "fid"}
+    for name, metric in named.items():  # a diversity needs two samples that are told the same
+        values[name] = tuple(own.get(metric) for own in metrics)
     return Row(method, steps, tuple(cell["seed"] for cell in cells), values)
 
 

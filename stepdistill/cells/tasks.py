@@ -18,6 +18,7 @@ from ..distil.build import build_method
 from ..distil.options import read_settings
 from ..draws import Draws, check_seed
 from ..errors import UserError
+from ..evaluation.options import check_least
 from ..fit import FitConfig
 from ..memory import estimate
 from ..methods import METHODS
@@ -35,9 +36,9 @@ SAMPLES = 8  # of the batch that calls are counted on
 class Asked:
     """What is to be compared. UserError for what is no comparison.
 
-    ``budget`` are network calls a cell; ``num`` are the samples a student is measured on, 0 for the
-    protocol's; ``minutes`` is the most processor time a cell trains, 0 for no limit; ``pairs`` is
-    how many noise-image pairs a method that needs them is given.
+    ``budget`` are network calls a cell; ``num`` are the samples a student is measured on, None for
+    the protocol's; ``minutes`` is the most processor time a cell trains, None for no limit;
+    ``pairs`` is how many noise-image pairs a method that needs them is given.
     """
 
     methods: tuple[str, ...]
@@ -46,15 +47,15 @@ class Asked:
     seeds: tuple[int, ...]
     budget: float
     output: Path
-    num: int = 0
-    minutes: float = 0.0
+    num: int | None = None
+    minutes: float | None = None
     pairs: int = 5_000
 
     def __post_init__(self) -> None:
         for name in ("methods", "steps", "seeds"):
             given = getattr(self, name)
             if not given:
-                raise UserError(f"{name} is empty: name at least one, or leave --{name} out")
+                raise UserError(f"{name} is empty: name at least one")
             twice = [one for one in dict.fromkeys(given) if given.count(one) > 1]
             if twice:
                 raise UserError(f"{name} names {twice[0]} twice: name each once")
@@ -69,9 +70,9 @@ class Asked:
             raise UserError(f"steps must be at least 1, got {min(self.steps)}")
         for seed in self.seeds:
             check_seed(seed)
-        for name, least in (("num", 0), ("minutes", 0), ("pairs", 1)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_least(self, {"num": 2, "pairs": 1})
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"minutes must be above 0, got {self.minutes}: leave it out for none")
         if not 0 < self.budget < float("inf"):
             raise UserError(f"budget must be a number of network calls above 0, got {self.budget}")
 
@@ -225,7 +226,8 @@ def listing(planned: Planned, seeds: Sequence[int]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     cells = len(planned.tasks) * len(seeds)
-    lines.append(f"{cells} cells: each with the seed{'s' * (len(seeds) > 1)} {_listed(seeds)}")
+    plural = "s" if len(seeds) > 1 else ""
+    lines.append(f"cells: {cells}, of seed{plural} {_listed(seeds)} each")
     return "\n".join(lines + [f"left out, {words}" for words in planned.left_out])
 
 
