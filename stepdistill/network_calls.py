@@ -26,7 +26,7 @@ from .draws import Draws
 from .methods.base import Batch, Loss, Method
 
 FORWARD, BACKWARD = 1, 2
-PROBES = 16  # iterations that the mean is taken over, evenly spread over a run
+FEW, MANY = 4, 16  # iterations that calls are counted at, evenly spread over a run
 
 
 @dataclass
@@ -84,11 +84,10 @@ def calls_of(
 ) -> Calls:
     """The mean calls of the updates of ``method``, whose losses are run on batches of ``size``.
 
-    Exact over what all samples share (an exit step), and over PROBES of ``iterations`` for the
-    rest: what each sample draws for itself (guidance at some noise levels), and what changes on
-    the way.
+    Exact over what all samples share (an exit step). What each sample draws for itself (guidance at
+    some noise levels), and what changes on the way, is a mean over MANY of ``iterations``; where
+    FEW of them are equal, there is no such thing.
     """
-    probed = sorted({1 + i * iterations // PROBES for i in range(PROBES)})
     found = {}
     for purpose in method.updates:
         loss_of: Callable[[Batch], Loss] = getattr(method, f"{purpose}_loss")
@@ -99,7 +98,11 @@ def calls_of(
             return counter.calls / size
 
         with torch.random.fork_rng(devices=[]):
-            means = [over_branches(calls, seed, i, purpose) for i in probed]
+            for count in (FEW, MANY):
+                probed = sorted({1 + i * iterations // count for i in range(count)})
+                means = [over_branches(calls, seed, i, purpose) for i in probed]
+                if len(set(means)) == 1:
+                    break
         found[purpose] = sum(means) / len(means)
     return Calls(found, method.critic_steps)
 

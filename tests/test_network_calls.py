@@ -18,7 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from stepdistill.data import TensorData
 from stepdistill.draws import Draws
 from stepdistill.fit import FitConfig, fit
-from stepdistill.methods import DMD2, ECT, DMD2Config, ECTConfig, Regression, RegressionConfig
+from stepdistill.methods import (
+    DMD2,
+    ECT,
+    METHODS,
+    DMD2Config,
+    ECTConfig,
+    Regression,
+    RegressionConfig,
+)
 from stepdistill.methods.base import Batch
 from stepdistill.network_calls import Calls, calls_of, calls_of_sampler, counting, over_branches
 from stepdistill.plans import StepPlan
@@ -89,6 +97,32 @@ def test_methods_without_a_critic(teacher: Teacher) -> None:
     assert counted(teacher, regression).updates == {"generator": 3}
 
 
+OTHERS_BY_HAND = {
+    # the pairs' regression is a pass more of the generator
+    "dmd": ({}, 1 + 3, 3 + 1 + 1 + 3),
+    # DMD2's, its GAN at the noise that the matching sees
+    "fdiv": ({}, 1 + 2 * 3, 3 + 3 + 1),
+    # both scores guided, the critic's update is not
+    "vsd": ({"guidance_scale": 4.5}, 1 + 3, 3 + 2 + 2),
+    "snoopi": ({}, 1 + 3, 3 + 2 + 2),
+    # gradients through both scores; under guidance in the critic's update too
+    "sid": ({"guidance_scale": 1.0}, 1 + 3, 3 + 3 + 3),
+    "sid, guided": ({"guidance_scale": 2.0}, 1 + 2 * 3, 3 + 2 * 3 + 2 * 3),
+    # SiD's, and once more for what is to be forgotten
+    "sfd": ({"forget": ("3",)}, 2 * (1 + 3), 2 * (3 + 3 + 3)),
+    # no critic: the teacher sees fake and real samples, then fake ones with gradients
+    "ladd": ({}, 1 + 2, 3 + 3),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS_BY_HAND)
+def test_the_others_by_hand(name: str, teacher: Teacher) -> None:
+    settings, critic, generator = OTHERS_BY_HAND[name]
+    kind = METHODS[name.partition(",")[0]]
+    method = kind.from_teacher(teacher, StepPlan(), kind.Config(**settings))
+    assert counted(teacher, method).updates == {"critic": critic, "generator": generator}
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("iterations", [2, 7])
 def test_equals_what_the_loop_calls(
@@ -154,6 +188,24 @@ def test_iterations_of_a_budget(critic_steps: int) -> None:
         ]
         assert calls.of(found, 8) == pytest.approx(spent[0])
         assert spent[0] <= budget < spent[1]
+
+
+class Phases:
+    """No method: its first quarter takes the network twice."""
+
+    updates, critic_steps = {"generator": ("generator",)}, 1
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def generator_loss(self, batch: Batch) -> None:
+        t = torch.full((SIZE,), 0.5)
+        for _ in range(2 if batch.draws.iteration <= 25 else 1):
+            self.teacher.denoiser(batch.x0, t, batch.cond)
+
+
+def test_a_phase_counts_by_its_length(teacher: Teacher) -> None:
+    assert counted(teacher, Phases(teacher)).updates == {"generator": 1.25}
 
 
 def test_nothing_is_left_hooked(teacher: Teacher) -> None:
