@@ -43,8 +43,7 @@ def counting() -> Iterator[Counter]:
 
     def count(module: Any, given: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, Backbone):
-            learns = torch.is_grad_enabled() and output.requires_grad
-            counter.calls += len(given[0]) * (FORWARD + BACKWARD * learns)
+            counter.calls += len(given[0]) * (FORWARD + BACKWARD * output.requires_grad)
 
     handle = register_module_forward_hook(count)
     try:

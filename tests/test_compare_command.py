@@ -266,7 +266,7 @@ def test_the_summary_is_written(two: Path) -> None:
 
 
 MISTAKES = {
-    "unknown method": (("--methods", "dmd3"), "there is no method dmd3. Did you mean dmd2?"),
+    "unknown method": (("--methods", "regresion"), "no method regresion. Did you mean regression?"),
     "twice": (("--methods", "dmd2", "dmd2"), "methods names dmd2 twice"),
     "unknown teacher": (("--teacher", "digit"), "digit is none. Did you mean digits?"),
     "no steps": (("--steps", "[]"), "steps is empty"),
@@ -306,6 +306,13 @@ def test_a_method_without_a_preset(tmp_path: Path, capsys: Any) -> None:
     missing = ("--methods", "ect", "--teacher", "digits-flow", "--budget", BUDGET)
     assert run("compare", *missing, "--output", tmp_path / "out") == 2
     assert "there are no settings for ect on digits-flow" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert compare(tmp_path / "out") == 2
+    assert "cannot write to" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -24,8 +24,11 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import NonFiniteError
 from stepdistill.evaluation.comparing.records import read_records
+from stepdistill.evaluation.options import writable
 from stepdistill.files import whole
 from stepdistill.signals import StopSignals
+
+TABLE = "table.md"  # in the output
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left = [cell for cell in cells(asked, planned.tasks) if not cell.is_done()]
     if options.dry_run:
         return
+    writable(asked.output / TABLE)
     broken: list[str] = []
     with StopSignals() as signals:
         for number, cell in enumerate(left, start=1):
@@ -112,7 +116,7 @@ def summary(output: Path) -> str:
     """The Markdown table of all records there, written beside them as Markdown and as JSON."""
     found = groups(read_records(sorted(map(str, (output / RECORDS).glob("*.json")))))
     text, values = markdown(found), [group.json() for group in found]
-    for name, content in (("table.md", text), ("table.json", json.dumps(values, indent=1))):
+    for name, content in ((TABLE, text), ("table.json", json.dumps(values, indent=1))):
         with whole(output / name) as aside:
             aside.write_text(content + "\n")
     return text
