@@ -191,7 +191,7 @@ def test_iterations_of_a_budget(critic_steps: int) -> None:
 
 
 class Phases:
-    """No method: its first quarter takes the network twice."""
+    """No method: its first sixteenth takes the network twice."""
 
     updates, critic_steps = {"generator": ("generator",)}, 1
 
@@ -200,12 +200,12 @@ class Phases:
 
     def generator_loss(self, batch: Batch) -> None:
         t = torch.full((SIZE,), 0.5)
-        for _ in range(2 if batch.draws.iteration <= 25 else 1):
+        for _ in range(2 if batch.draws.iteration <= 6 else 1):
             self.teacher.denoiser(batch.x0, t, batch.cond)
 
 
 def test_a_phase_counts_by_its_length(teacher: Teacher) -> None:
-    assert counted(teacher, Phases(teacher)).updates == {"generator": 1.25}
+    assert counted(teacher, Phases(teacher)).updates == {"generator": 1 + 1 / 16}
 
 
 def test_nothing_is_left_hooked(teacher: Teacher) -> None:
