@@ -14,13 +14,14 @@ import yaml
 from commands import check_exports_here, draw_no_report, run
 from safetensors.torch import load_file
 
-from stepdistill import checkpoint, presets
+from stepdistill import checkpoint
 from stepdistill.cells import meter, training
 from stepdistill.cells.tasks import Asked, plan
 from stepdistill.cells.worlds import find_world
 from stepdistill.errors import NonFiniteError
 from stepdistill.evaluation.running.engine import Engine
 from stepdistill.metrics.quality import floor
+from stepdistill.presets import lengths
 from stepdistill.sources import WORLDS
 
 BUDGET, NUM = 12_000, 400
@@ -329,7 +330,7 @@ def test_a_dry_run_lists_and_leaves(tmp_path: Path, capsys: Any) -> None:
 
 def test_settings_are_of_the_run_s_length(tmp_path: Path) -> None:
     """What counts iterations keeps its part of the whole, what counts none stays."""
-    preset = presets.compared("digits", "dmd2", 1)
+    preset = lengths.compared("digits", "dmd2", 1)
     asked = Asked(("dmd2",), "digits", (1,), (0,), 2e6, tmp_path)
     (task,) = plan(asked).tasks
     part = task.iterations / preset["max_steps"]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from .. import presets
 from ..conditioning import Conditioning
 from ..config import Settings, as_arguments
 from ..data import TensorData
@@ -25,6 +24,7 @@ from ..methods import METHODS
 from ..methods.base import Batch, Method
 from ..network_calls import Calls, calls_of, calls_of_sampler
 from ..parser import nearest
+from ..presets import lengths
 from ..sampling import sample_teacher
 from ..teachers import Teacher, load_teacher
 from .worlds import World, find_world
@@ -155,11 +155,11 @@ def needs_pairs(method: str) -> bool:
 
 
 def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
-    settings = presets.compared(asked.teacher, method, steps)
+    settings = lengths.compared(asked.teacher, method, steps)
     if not settings:
         raise UserError(
             f"there are no settings for {method} on {asked.teacher}: add a preset of them to "
-            "stepdistill/presets.py, or leave it out of --methods"
+            "stepdistill/presets, or leave it out of --methods"
         )
     given = {"teacher": asked.teacher, "output": str(asked.output), "steps": steps, **settings}
     parsed = read_settings(method, as_arguments(given))
@@ -181,7 +181,7 @@ def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
             f"a budget of {asked.budget:,.0f} network calls is too small for {method} in {steps} "
             f"step{'s' * (steps > 1)}: a generator update takes {least:,.0f}{beside}"
         )
-    scaled = presets.scaled(settings, iterations)
+    scaled = lengths.scaled(settings, iterations)
     peak = _peak_bytes(built, teacher, parsed)
     return Task(method, steps, scaled, calls, size, iterations, pairs, each, peak)
 
