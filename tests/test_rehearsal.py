@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from mid_networks import BATCH, MIDS, dmd2
+from mid_networks import BATCH, MIDS, denoiser, dmd2
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -16,6 +16,8 @@ from stepdistill.conditioning import Conditioning
 from stepdistill.draws import Draws
 from stepdistill.methods.base import Batch
 from stepdistill.methods.dmd2 import DMD2
+from stepdistill.methods.regression import Regression, RegressionConfig
+from stepdistill.plans import StepPlan
 from stepdistill.rehearsal import rehearse, without_data
 from stepdistill.roles import full
 from stepdistill.twins import on_meta
@@ -146,6 +148,15 @@ def test_autocast_without_data(device: str, norm: torch.dtype) -> None:
         h = linear(torch.empty(4, 8, device=META))
         assert h.dtype == torch.bfloat16
         assert group(h).dtype == norm
+
+
+def test_methods_that_learn_from_pairs_are_rehearsed() -> None:
+    """Their batches hold the noise of each sample."""
+    mid, cond = MIDS["dit"], MIDS["dit"].conditioning(META)
+    role = full("generator", denoiser(mid, META))
+    method = Regression(role, StepPlan(), RegressionConfig())
+    peak = rehearse(method, "generator", cond, mid.shape, "cpu")
+    assert peak > sum(4 * p.numel() for p in role.trainable().values())
 
 
 @pytest.mark.slow
