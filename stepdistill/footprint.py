@@ -102,13 +102,16 @@ class Footprint:
 def parts_of(
     method: Method, teacher: nn.Module, config: FitConfig, ranks: int = 1
 ) -> tuple[Part, ...]:
-    """Teacher, roles and the generator's average.
+    """Teacher, roles, the generator's average, and what losses look through (a CLIP, a decoder).
 
     ``ranks`` > 1 adds DDP's buckets, which hold the gradients once more.
     """
     seen: set[int] = set()
     weights = _distinct(teacher, seen)
     parts = [Part("teacher", _count(weights), weights=_bytes(weights))]
+    networks = nn.ModuleList(v for v in vars(method).values() if isinstance(v, nn.Module))
+    if weights := _distinct(networks, seen):
+        parts.append(Part("of the losses", _count(weights), weights=_bytes(weights)))
     for name, role in method.roles.items():
         weights, trained = _distinct(role.module, seen), list(role.trainable().values())
         gradients = _bytes(trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lpips
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import run
 from run_tiny import go
 from tiny import tiny_teacher
 from tiny_pipelines import PIPELINES
@@ -236,3 +238,17 @@ def test_dmd_trains_an_iteration_on_the_captioned_digits(
     assert all(torch.equal(value, before[name]) for name, value in distance.state_dict().items())
     for name, parameter in method.generator.trainable().items():
         assert not torch.equal(parameter, moved[name]), name
+
+
+@pytest.mark.slow
+def test_its_memory_is_estimated(
+    own_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without data: VGG-16 is counted, and the update is rehearsed."""
+    PIPELINES["sd15"]().save_pretrained(tmp_path / "teacher")
+    plain = ("inspect", tmp_path / "teacher", "--method", "dmd", "--batch_size", 2, "--json")
+    assert run(*plain, "--method.lpips", "--method.lpips_weights", own_name) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "problem" not in found
+    part = next(part for part in found["parts"] if part["name"] == "of the losses")
+    assert part["parameters"] > 14_714_688  # VGG-16's convolutions

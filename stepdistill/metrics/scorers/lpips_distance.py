@@ -70,7 +70,9 @@ def lpips_network(name: str, classifier: Callable[[], nn.Module], file: Path) ->
     lpips, state = optional("lpips"), read_weights(file)
     with torch.device("meta"):  # for its shapes: most of it is not made use of
         same_shapes(classifier().state_dict(), state, file)
-    with warnings.catch_warnings():  # the package asks torchvision in words of an older version
+    # weights are read onto the CPU, also where memory is estimated on meta; and the package asks
+    # torchvision in words of an older version
+    with torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         network: nn.Module = lpips.LPIPS(net=name, version="0.1", pnet_rand=True, verbose=False)
     # its layers keep torchvision's numbers, in slices: "slice2.3.weight" is "features.3.weight"
