@@ -115,7 +115,14 @@ class ConditionDropout:
 
     def __call__(self, cond: Conditioning, draws: Draws) -> Conditioning:
         """``cond`` with some of its samples untold."""
-        keep = draws.uniform(cond.batch_size) > self.probability
+        return self.hidden(cond, self.keeps(cond.batch_size, draws))
+
+    def keeps(self, count: int, draws: Draws) -> Tensor:
+        """Which of ``count`` samples are told what they are, (count,)."""
+        return draws.uniform(count) > self.probability
+
+    def hidden(self, cond: Conditioning, keep: Tensor) -> Conditioning:
+        """``cond`` where ``keep`` is true, untold elsewhere."""
         return cond.where(keep, self.null_cond.expand(cond.batch_size))
 
 

@@ -65,7 +65,7 @@ def encode_prompts(teacher: Teacher, told: Iterable[Any]) -> Encode:
 
     def encode(batch: range) -> list[Encoded | LeftOut]:
         prompts = in_turn.of(batch)
-        return _samples({}, teacher.encode(prompts), [_text(prompt) for prompt in prompts])
+        return _samples({}, teacher.encode(prompts), [text_of(prompt) for prompt in prompts])
 
     return encode
 
@@ -127,7 +127,7 @@ def sample_pairs(
         cond = teacher.encode(prompts)
         z = NoiseStreams(seed + i for i in batch).normal(teacher.sample_shape)
         x0 = sample_teacher(teacher, cond, z, steps, guidance_scale)
-        return _samples({"x0": x0, "z": z}, cond, [_text(prompt) for prompt in prompts])
+        return _samples({"x0": x0, "z": z}, cond, [text_of(prompt) for prompt in prompts])
 
     return encode
 
@@ -169,7 +169,7 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def _text(prompt: Any) -> str:
+def text_of(prompt: Any) -> str:
     """What is kept beside a sample; nothing of a class number."""
     text = prompt[0] if isinstance(prompt, tuple) else prompt
     return text if isinstance(text, str) else ""

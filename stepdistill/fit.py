@@ -178,8 +178,9 @@ class _Loop:
             if first:
                 print(f"resuming {self.run.path} from iteration {first}", file=sys.stderr)
         last, workers = config.max_steps, config.workers
+        texts: bool = getattr(self.method, "needs_texts", False)
         self._batches = global_batches(
-            self.data, self.cut, config.seed, first, last, workers, self.condition_dropout
+            self.data, self.cut, config.seed, first, last, workers, self.condition_dropout, texts
         )
         return first
 
@@ -241,7 +242,7 @@ class _Loop:
                 for role in roles:
                     stack.enter_context(role.unsynchronised(self.accelerator, i < count - 1))
                 with autocast(enabled=self.config.bf16):
-                    loss = loss_of(Batch(micro.x0, micro.cond, draws, micro.z))
+                    loss = loss_of(Batch(micro.x0, micro.cond, draws, micro.z, micro.texts))
                 torch.autograd.backward(loss.value / count)
             for term, value in {"loss": loss.value, **loss.logs}.items():
                 terms[term] = terms.get(term, 0) + value.detach() / count

@@ -36,6 +36,15 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float = 0.0) -> Tensor:
     return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
+def clamped_alignment(image: Tensor, text: Tensor, tau: float) -> Tensor:
+    """max(0, tau - cos(image, text)), features (B, D): no gradient above tau.
+
+    (Dao et al., SwiftBrush v2, 2024, arXiv:2408.14176.)
+    """
+    cosine = F.cosine_similarity(image.float(), text.float(), dim=1)
+    return F.relu(tau - cosine)
+
+
 def pseudo_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """1/2 mean (x0 - sg[x0 - g])^2: the loss whose gradient at x0 is g, over the mean's numel."""
     target = (x0 - gradient).detach()

@@ -194,8 +194,9 @@ def rehearse(
         with without_data(device, bf16) as counted:
             x0 = torch.empty(cond.batch_size, *sample_shape, device=META)
             own = Conditioning({k: torch.empty_like(v) for k, v in cond.items()}, cond.batch_size)
+            texts = ("a picture",) * cond.batch_size
             for _ in range(min(micro_batches, 2)):  # the second finds gradients, as all after it
-                loss = loss_of(Batch(x0, own, MetaDraws(purpose), torch.empty_like(x0)))
+                loss = loss_of(Batch(x0, own, MetaDraws(purpose), torch.empty_like(x0), texts))
                 _backward(loss.value)
                 del loss
         return counted.peak

@@ -43,7 +43,8 @@ class CaptionedLatents:
         parts = [different[i : i + AT_ONCE] for i in range(0, len(different), AT_ONCE)]
         cond = Conditioning.cat([encode(part).to("cpu") for part in parts])
         row = {caption: i for i, caption in enumerate(different)}
-        return TensorData(self.x0, cond.select(torch.tensor([row[c] for c in self.captions])))
+        each = cond.select(torch.tensor([row[c] for c in self.captions]))
+        return TensorData(self.x0, each, prompts=self.captions)
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""

@@ -43,13 +43,22 @@ class PairedData(Data, Protocol):
     def noise(self, indices: list[int]) -> Tensor | None: ...
 
 
+@runtime_checkable
+class ToldData(Data, Protocol):
+    """Data that may know the prompts of its samples, "" where one is told nothing."""
+
+    def texts(self, indices: list[int]) -> Sequence[str] | None: ...
+
+
 @dataclass(frozen=True)
 class TensorData:
-    """Samples held in memory; ``z`` is the noise that each x0 was made from, if one was."""
+    """Samples held in memory; ``z`` is the noise that each x0 was made from, if one was, and
+    ``prompts`` what each was told by, if that is known."""
 
     x0: Tensor | None
     cond: Conditioning
     z: Tensor | None = None
+    prompts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return self.cond.batch_size
@@ -63,6 +72,10 @@ class TensorData:
         """The z of the samples at ``indices``."""
         return None if self.z is None else self.z[torch.tensor(indices)]
 
+    def texts(self, indices: list[int]) -> list[str] | None:
+        """The prompts of the samples at ``indices``."""
+        return None if self.prompts is None else [self.prompts[index] for index in indices]
+
 
 class Read(NamedTuple):
     """What is read of a micro-batch."""
@@ -70,18 +83,24 @@ class Read(NamedTuple):
     x0: Tensor | None
     cond: Conditioning
     z: Tensor | None
+    texts: tuple[str, ...] | None = None
 
 
 class _Fetch(Dataset[Any]):
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    def __init__(self, data: Data, texts: bool) -> None:
+        self.data, self.texts = data, texts
 
     def __getitem__(self, indices: list[int]) -> Read | StepDistillError:
         try:
             z = self.data.noise(indices) if isinstance(self.data, PairedData) else None
-            return Read(*self.data.fetch(indices), z)
+            return Read(*self.data.fetch(indices), z, self._told(indices))
         except StepDistillError as error:
             return error  # raised by the reader: torch would hide it in a worker's traceback
+
+    def _told(self, indices: list[int]) -> tuple[str, ...] | None:
+        known = self.texts and isinstance(self.data, ToldData)
+        found = self.data.texts(indices) if known else None  # type: ignore[attr-defined]
+        return None if found is None else tuple(found)
 
 
 def order_of(data: Data, cut: Cut, seed: int, first: int, last: int) -> ShardedOrder | GroupedOrder:
@@ -92,10 +111,11 @@ def order_of(data: Data, cut: Cut, seed: int, first: int, last: int) -> ShardedO
 
 
 def micro_batches(
-    data: Data, order: ShardedOrder | GroupedOrder, workers: int = 0
+    data: Data, order: ShardedOrder | GroupedOrder, workers: int = 0, texts: bool = False
 ) -> Iterator[Read]:
-    """One micro-batch of ``order`` at a time, read by ``workers`` processes ahead."""
-    fetch = _Fetch(data)
+    """One micro-batch of ``order`` at a time, read by ``workers`` processes ahead; prompts, where
+    the data knows them, only with ``texts``."""
+    fetch = _Fetch(data, texts)
     for read in DataLoader(fetch, None, sampler=order, num_workers=workers, collate_fn=_as_it_is):
         if isinstance(read, StepDistillError):
             raise read
@@ -114,12 +134,21 @@ class Micro(NamedTuple):
     x0: Tensor | None
     cond: Conditioning
     z: Tensor | None = None
+    texts: tuple[str, ...] | None = None
 
     def to(self, device: torch.device) -> Micro:
         """Move it to ``device``."""
         x0 = None if self.x0 is None else self.x0.to(device, non_blocking=True)
         z = None if self.z is None else self.z.to(device, non_blocking=True)
-        return Micro(self.shards, x0, self.cond.to(device), z)
+        return self._replace(x0=x0, cond=self.cond.to(device), z=z)
+
+    def untold(self, dropout: ConditionDropout, draws: Draws) -> Micro:
+        """With some of its samples told nothing."""
+        keep = dropout.keeps(self.cond.batch_size, draws)
+        texts = self.texts
+        if texts is not None:
+            texts = tuple(own if kept else "" for own, kept in zip(texts, keep, strict=True))
+        return self._replace(cond=dropout.hidden(self.cond, keep), texts=texts)
 
 
 def global_batches(
@@ -130,17 +159,17 @@ def global_batches(
     last: int,
     workers: int = 0,
     dropout: ConditionDropout | None = None,
+    texts: bool = False,
 ) -> Iterator[list[Micro]]:
-    """This rank's micro-batches of the iterations ``first`` + 1 to ``last``.
+    """This rank's micro-batches of the iterations ``first`` + 1 to ``last``; ``texts`` as above.
 
     ``dropout`` draws by iteration and shard: all losses of an iteration are told the same.
     """
     order = order_of(data, cut, seed, first, last)
-    loaded = micro_batches(data, order, workers)
+    loaded = micro_batches(data, order, workers, texts)
     for iteration in range(first + 1, last + 1):
         batch = [Micro(shards, *next(loaded)) for shards in cut.micro]
         if dropout is not None:
             draws = [Draws(seed, iteration, "condition", micro.shards) for micro in batch]
-            told = map(dropout, (micro.cond for micro in batch), draws)
-            batch = [m._replace(cond=cond) for m, cond in zip(batch, told, strict=True)]
+            batch = [m.untold(dropout, own) for m, own in zip(batch, draws, strict=True)]
         yield batch

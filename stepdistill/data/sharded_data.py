@@ -146,7 +146,7 @@ def _mapped(version: Version) -> Any:
     return opened(version[0])
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _texts(version: Version) -> list[str]:
     texts: list[str] = read_header(version[0])["texts"]
     return texts

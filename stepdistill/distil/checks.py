@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..data import Data, TensorData
+from ..data.loading import ToldData
 from ..data.sharded_data import ShardedData
 from ..errors import UserError
 from ..fit_config import FitConfig
@@ -36,7 +37,20 @@ def check_possible(name: str, method: Method, data: Data, teacher: Teacher) -> N
     elif method.needs_data and isinstance(data, TensorData) and data.x0 is None:
         needs = next(need for need in METHODS[name].card.needs if need.startswith("data"))
         raise UserError(f"{name} needs {needs}, and {teacher.name} brings none: give --data")
+    if getattr(method, "needs_texts", False):
+        check_told(data, teacher)
     teacher.check_plan(method.plan)
+
+
+def check_told(data: Data, teacher: Teacher) -> None:
+    """UserError for data whose samples have no prompts that are known."""
+    compared = "method.align_weight compares images with their prompts, and"
+    if not teacher.is_told_by_text:
+        raise UserError(f"{compared} {teacher.name} is not told by text: set it to 0")
+    if len(data) and not (isinstance(data, ToldData) and data.texts([0])):
+        raise UserError(
+            f"{compared} the data knows none: give --prompts or captioned samples, or set it to 0"
+        )
 
 
 def check_validation(options: DistilOptions, teacher: Teacher) -> None:

@@ -11,7 +11,7 @@ from ..conditioning import ConditionDropout, Conditioning
 from ..data import Data, TensorData
 from ..data.digits import digits, digits_data
 from ..data.images import load_image_folder
-from ..encoding import read_told
+from ..encoding import read_told, text_of
 from ..errors import UserError
 from ..precomputed import check_teacher, find_precomputed
 from ..teachers import Teacher
@@ -81,6 +81,7 @@ def condition_dropout(options: DistilOptions, teacher: Teacher) -> ConditionDrop
 def encoded_prompts(options: DistilOptions, teacher: Teacher) -> Data:
     """The conditionings of all prompts, in memory."""
     prompts = list(read_told(teacher, options.prompts, options.column, options.split)[0])
+    texts = [text_of(prompt) for prompt in prompts]
     bar = tqdm(range(0, len(prompts), ENCODED_AT_ONCE), "encoding prompts", disable=None)
     parts = [teacher.encode(prompts[i : i + ENCODED_AT_ONCE]).to("cpu") for i in bar]
-    return TensorData(None, Conditioning.cat(parts))
+    return TensorData(None, Conditioning.cat(parts), prompts=texts)

@@ -20,13 +20,15 @@ from ..roles import Role
 class Batch(NamedTuple):
     """One micro-batch: samples if the data has them, their conditioning, and the draws.
 
-    ``z`` is the noise that a teacher's samples were made from, None for real samples.
+    ``z`` is the noise that a teacher's samples were made from, None for real samples. ``texts`` are
+    their prompts, "" where a sample is told nothing, for a method that needs them.
     """
 
     x0: Tensor | None
     cond: Conditioning
     draws: Draws
     z: Tensor | None = None
+    texts: tuple[str, ...] | None = None
 
 
 class Loss(NamedTuple):
@@ -43,7 +45,8 @@ class Method(Protocol):
     {"critic": ("critic", "head"), "generator": ("generator",)}. ``learning_rates`` has one entry a
     role. The loss "generator" runs on every ``critic_steps``-th iteration, "critic" on each.
     ``needs_data`` says whether its batches must hold real samples, with these settings. A method
-    whose losses normalise by running means names them in ``statistics``, a mapping to RunningMeans.
+    whose losses normalise by running means names them in ``statistics``, a mapping to RunningMeans;
+    one whose losses read the samples' prompts has a true ``needs_texts``.
     """
 
     config: Any

@@ -9,6 +9,7 @@ Image-free: no real samples, no pairs. The gradient is
 with both scores under guidance. The critic is a LoRA over the frozen teacher's own weights, and
 learns the null conditioning too, so that it can be guided. On a schedule that does not preserve
 variance, alpha_t and sigma_t are those of x_t / sqrt(alpha_t^2 + sigma_t^2): the same samples.
+SwiftBrush v2 (Dao et al. 2024, arXiv:2408.14176) adds the loss of ``alignment.py``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from ..losses import vsd_gradient
 from ..roles import LoRAOptions
 from ..schedules import Schedule
 from ..teachers import Teacher
+from .alignment import Alignment, AlignmentOptions
 from .base import Batch, Loss, MethodCard
 from .matching import Matching, MatchingConfig, Seen
 
 
 @dataclass(frozen=True)
-class VSDConfig(MatchingConfig):
+class VSDConfig(AlignmentOptions, MatchingConfig):
     """SwiftBrush's values for Stable Diffusion 2.1 (section 4 there, and its code)."""
 
     generator_lr: float = 1e-6  # learning rate, constant
@@ -44,13 +46,15 @@ class VSDConfig(MatchingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_alignment()
         LoRAOptions(self.critic_rank, self.critic_alpha)
         if not 0 <= self.critic_dropout <= 1:
             raise UserError(f"critic_dropout must lie in [0, 1], got {self.critic_dropout}")
 
 
 class VSD(Matching):
-    """:class:`Matching` under another weight, with both scores guided.
+    """:class:`Matching` under another weight, with both scores guided; and an ``alignment``, if one
+    is given.
 
     critic_dropout > 0 needs ``null_cond``, of one sample; UserError where it is missing.
     """
@@ -65,8 +69,15 @@ class VSD(Matching):
         teachers=("any denoiser",),
     )
 
-    def __init__(self, *roles: Any, null_cond: Conditioning | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *roles: Any,
+        null_cond: Conditioning | None = None,
+        alignment: Alignment | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*roles, **options)
+        self.alignment, self.needs_texts = alignment, alignment is not None
         self.dropout: ConditionDropout | None = None
         if self.config.critic_dropout > 0:
             if null_cond is None:
@@ -83,8 +94,13 @@ class VSD(Matching):
 
     @classmethod
     def more(cls, teacher: Teacher, config: Any) -> dict[str, Any]:
-        """The null conditioning."""
-        return {"null_cond": teacher.null_cond}
+        """The null conditioning, and the alignment."""
+        return {"null_cond": teacher.null_cond, "alignment": config.alignment(teacher)}
+
+    def match(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Loss:
+        """The matching, with the alignment beside it."""
+        loss = super().match(x0, noisy, batch)
+        return loss if self.alignment is None else self.alignment.beside(loss, x0, batch)
 
     def scores(self, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x0_real, x0_fake), both guided."""

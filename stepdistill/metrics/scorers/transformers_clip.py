@@ -22,11 +22,14 @@ RESIZE = "224 bicubic (PIL), middle square"
 
 @dataclass(frozen=True)
 class Clip:
-    """``model`` is a float32 CLIPModel, ``tokenizer`` is transformers'; ``prepare`` resizes, crops
-    and normalises an image as the folder says, (3, H, W)."""
+    """``model`` is a float32 CLIPModel, ``tokenizer`` and ``processor`` are transformers'.
+
+    ``prepare`` resizes, crops and normalises an image as the processor says, (3, H, W).
+    """
 
     model: Any
     tokenizer: Any
+    processor: Any
     prepare: Callable[[Pixels], Tensor]
     sha256: str  # of the weights
 
@@ -38,13 +41,13 @@ class Clip:
     @torch.no_grad()
     def image_embeddings(self, inputs: Tensor) -> Tensor:
         """(B, D), projected, not normalised."""
-        return _embeddings(self.model.get_image_features(inputs.to(self.model.device)))
+        return embeddings(self.model.get_image_features(inputs.to(self.model.device)))
 
     @torch.no_grad()
     def text_embeddings(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, D), projected, not normalised, of tokens and the mask of those that count (B, T)."""
         place = self.model.device
-        return _embeddings(self.model.get_text_features(tokens.to(place), mask.to(place)))
+        return embeddings(self.model.get_text_features(tokens.to(place), mask.to(place)))
 
 
 def load_clip(folder: str, device: torch.device | str) -> Clip:
@@ -70,7 +73,7 @@ def load_clip(folder: str, device: torch.device | str) -> Clip:
     if len(tokenizer) < model.config.text_config.vocab_size:
         raise UserError(f"{folder} lacks the vocabulary of its CLIP: fetch its tokenizer.json")
     prepare = partial(_prepare, processor=processor)
-    return Clip(model, tokenizer, prepare, weights_digest(folder))
+    return Clip(model, tokenizer, processor, prepare, weights_digest(folder))
 
 
 def cosines(images: Tensor, texts: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ def _prepare(pixels: Pixels, processor: Any) -> Tensor:
     return image
 
 
-def _embeddings(output: Any) -> Tensor:
+def embeddings(output: Any) -> Tensor:
     """What transformers returns bare before its version 5, and as a record's field since."""
-    embeddings: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    return embeddings
+    found: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return found
