@@ -120,6 +120,10 @@ def parts_of(
             moments += gradients
         own = (_count(trained), _bytes(weights), gradients, moments)
         parts.append(Part(name, _count(weights), *own))
+    path = getattr(method, "path", None)
+    if path is not None:
+        copied = path.copied()
+        parts.append(Part("way back", _count(copied), weights=_bytes(copied)))
     average = list(method.roles["generator"].trainable().values())
     parts.append(Part("average (EMA)", _count(average), weights=_bytes(average)))
     return tuple(parts)
@@ -144,7 +148,10 @@ def footprint(
 ) -> Footprint:
     """``parts`` with the peak of each update on one micro-batch of ``cond``; see ``rehearse``."""
     updates = {}
+    path = getattr(method, "path", None)
     try:
+        if path is not None:
+            path.at(1)  # what it holds is one of the parts
         for purpose in method.updates:
             updates[purpose] = rehearse(
                 *(method, purpose, cond, sample_shape, device),

@@ -76,6 +76,18 @@ class Role:
                 change(self._view)
         return self._view
 
+    def standing(self) -> nn.Module:
+        """A frozen copy of the module as it is now, which does not follow: in eval mode.
+
+        What learns is copied, and the weights that do not are shared: of a LoRA its base.
+        """
+        memo: dict[int, Any] = {id(p): p for p in self.module.parameters() if not p.requires_grad}
+        memo |= {id(b): b for b in self.module.buffers()}
+        copied: nn.Module = copy.deepcopy(self.module, memo).requires_grad_(False).eval()
+        for change in self._changes:
+            change(copied)
+        return copied
+
     def drop_view(self) -> None:
         """Forget the frozen view, after a change to the module that it should follow."""
         self._view = None

@@ -10,11 +10,13 @@ from ..errors import UserError
 from ..fit import FitConfig
 from ..methods import METHODS
 from ..methods.base import Method
+from ..methods.matching import Matching
 from ..plans import StepPlan
 from ..precomputed import find_precomputed, stored
 from ..roles import LoRAOptions
 from ..savings import MemoryOptions, save_memory
 from ..teachers import LoadOptions, Teacher, load_teacher
+from .degradation import with_path
 from .options import DistilOptions
 
 
@@ -44,6 +46,8 @@ def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:
     method: Method = kind.from_teacher(
         teacher, plan, settings.get(kind.Config), settings.get(LoRAOptions)
     )
+    if isinstance(method, Matching):
+        with_path(method, settings, teacher)
     memory = settings.get(MemoryOptions)
     if options.compile_blocks and (memory.teacher_fp8 or memory.teacher_int8):
         raise UserError("compile_blocks does not go with a teacher in 8 bits: drop one of them")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import Settings
 from ..fit import FitConfig
+from ..methods import PathOptions
 from .options import DistilOptions, EvalOptions
 
 
@@ -27,6 +28,9 @@ def one_iteration(settings: Settings, method: type[Any]) -> Settings:
     own = settings.get(method)
     if hasattr(own, "critic_steps"):
         own = replace(own, critic_steps=1)
+    path = settings.parts.get(PathOptions, PathOptions())
+    if path.iterations:  # the first of two states is walked back to
+        path = replace(path, iterations=2, every=1)
     parts = {
         **settings.parts,
         DistilOptions: replace(
@@ -35,5 +39,6 @@ def one_iteration(settings: Settings, method: type[Any]) -> Settings:
         EvalOptions: EvalOptions(),
         FitConfig: replace(config, **short),
         method: own,
+        PathOptions: path,
     }
     return Settings(parts, {**settings.resolved, **short, "output": str(output)})

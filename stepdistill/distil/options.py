@@ -10,7 +10,8 @@ from .. import presets
 from ..config import Settings, parse
 from ..errors import UserError
 from ..fit import FitConfig
-from ..methods import METHODS
+from ..methods import METHODS, PathOptions
+from ..methods.matching import Matching
 from ..roles import LoRAOptions
 from ..savings import MemoryOptions
 from ..teachers import LoadOptions
@@ -134,8 +135,13 @@ def read_settings(
     program, flat = program or f"stepdistill train {name}", (*more, DistilOptions, FitConfig)
     kinds = (LoadOptions, METHODS[name].Config, LoRAOptions, MemoryOptions, EvalOptions)
     nested = dict(zip(("load", "method", "lora", "memory", "eval"), kinds, strict=True))
+    if issubclass(METHODS[name], Matching):
+        nested["path"] = PathOptions
     note = presets.described(name)
-    settings = parse(program, flat, nested, arguments, note=note)
+    defaults = getattr(METHODS[name], "defaults", {})
+    settings = parse(program, flat, nested, arguments, defaults, note=note)
     options = settings.get(DistilOptions)
     preset = presets.of(options.teacher, name, len(options.times) or options.steps)
-    return parse(program, flat, nested, arguments, preset, note=note) if preset else settings
+    if not preset:
+        return settings
+    return parse(program, flat, nested, arguments, {**defaults, **preset}, note=note)

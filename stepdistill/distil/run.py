@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -40,6 +41,7 @@ from .checks import (
     warn_of_path,
 )
 from .data import condition_dropout, load_data
+from .degradation import path_options, record_path
 from .dry_run import one_iteration
 from .hooks import own_hooks
 from .measuring import Measuring
@@ -109,7 +111,9 @@ def distil(
         if accelerator.is_main_process:
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
-        result = _fit(method, data, writer, accelerator, asked, measuring)
+        compared = _compared(name, settings)
+        result = record_path(method, data, settings, compared, asked.dropout)
+        result = result or _fit(method, data, writer, compared, accelerator, asked, measuring)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
                 shown = result.iteration
@@ -165,10 +169,32 @@ def _measuring(
     return measuring
 
 
+def _compared(name: str, settings: Settings) -> dict[str, Any]:
+    """The settings beside the loop's that a resumed run must share."""
+    compared = ("teacher", "data", "prompts", "init", "steps", "times", "lora")
+    loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
+    if loaded["config"] is None:  # as in checkpoints of before there was such an option
+        loaded.pop("config")
+    later = ("column", "split", "condition_dropout")  # options that such checkpoints do not name
+    own = settings.resolved["method"]
+    own = {key: own[key] for key in own if own[key] or key not in ("lpips", "lpips_weights")}
+    return {
+        "method_name": name,
+        "method": own,
+        "load": loaded,
+        "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
+        **({"teacher_int8": True} if settings.get(MemoryOptions).teacher_int8 else {}),
+        **({"path": settings.resolved["path"]} if path_options(settings).iterations else {}),
+        **{key: settings.resolved[key] for key in later if settings.resolved[key]},
+        **{key: settings.resolved[key] for key in compared},
+    }
+
+
 def _fit(
     method: Method,
     data: Data,
     writer: StudentWriter,
+    compared: dict[str, Any],
     accelerator: Accelerator,
     asked: _Asked,
     measuring: Measuring | None,
@@ -183,27 +209,12 @@ def _fit(
         evaluate = measuring.evaluation(method, run, accelerator)
     elif settings.get(FitConfig).evaluate_every:
         evaluate = evaluation(options, method, teacher, settings.get(LoadOptions))
-    compared = ("teacher", "data", "prompts", "init", "steps", "times", "lora")
-    loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
-    if loaded["config"] is None:  # as in checkpoints of before there was such an option
-        loaded.pop("config")
-    later = ("column", "split", "condition_dropout")  # options that such checkpoints do not name
-    own = settings.resolved["method"]
-    own = {key: own[key] for key in own if own[key] or key not in ("lpips", "lpips_weights")}
     return fit(
         method,
         data,
         settings.get(FitConfig),
         run,
-        settings={
-            "method_name": writer.name,
-            "method": own,
-            "load": loaded,
-            "teacher_fp8": settings.get(MemoryOptions).teacher_fp8,
-            **({"teacher_int8": True} if settings.get(MemoryOptions).teacher_int8 else {}),
-            **{key: settings.resolved[key] for key in later if settings.resolved[key]},
-            **{key: settings.resolved[key] for key in compared},
-        },
+        settings=compared,
         accelerator=accelerator,
         evaluate=evaluate,
         draw_samples=draw,

@@ -6,6 +6,8 @@ from .base import Batch as Batch
 from .base import Loss as Loss
 from .base import Method as Method
 from .base import MethodCard as MethodCard
+from .disback import DisBack as DisBack
+from .disback import PathOptions as PathOptions
 from .dmd import DMD as DMD
 from .dmd import DMDConfig as DMDConfig
 from .dmd2 import DMD2 as DMD2
@@ -29,6 +31,7 @@ from .vsd import VSDConfig as VSDConfig
 
 METHODS: dict[str, Any] = {
     "dmd2": DMD2,
+    "disback": DisBack,
     "fdiv": FDistill,
     "dmd": DMD,
     "vsd": VSD,

@@ -16,6 +16,7 @@ learns in every update, at the memory of all steps' activations.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,13 +121,19 @@ class DMD2(Matching):
         judged = self.adversary.judge(self.critic, noisy, x0, batch)
         with torch.no_grad():
             x0_real = judged.x0_real
-            if x0_real is None:
+            if x0_real is None or self.path is not None:
                 x0_real = self.x0_real(noisy, batch)
             seen = Seen(x0, x0_real, judged.x0_fake, noisy, judged.logits)
             gradient = self.gradient(seen, batch)
         matching = pseudo_loss(x0, gradient).mean()
         logs = {"matching": matching.detach(), "gan": judged.loss.detach()}
         return Loss(matching + self.config.gan_weight * judged.loss, logs)
+
+    def denoising_alone(self) -> Matching:
+        """Without the discriminator."""
+        plain = copy.copy(self)
+        plain.adversary = None
+        return plain
 
     def follow(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Loss:
         """The critic's error, plus gan_critic_weight times the discriminator's loss."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,18 @@ def check_at_least_0(config: Any, *names: str) -> None:
             raise UserError(f"{name} must be at least 0, got {getattr(config, name)}")
 
 
+class TeacherPath(Protocol):
+    """A teacher for each iteration (from 1), in place of one for all: see ``disback.py``."""
+
+    def at(self, iteration: int) -> Denoises:
+        """A denoiser of the teacher's family; the same for the same iteration."""
+        ...
+
+    def copied(self) -> list[Tensor]:
+        """Those of the roles' weights that it holds once more, at most."""
+        ...
+
+
 class Seen(NamedTuple):
     """What teacher and critic make of the same noisy samples ``noisy`` of x0.
 
@@ -90,9 +102,11 @@ class Matching(RollsOut):
     """Two losses over generator and critic.
 
     ``teacher`` is the frozen Denoiser of samples of ``sample_shape``. Guidance other than 1 needs
-    ``guide``: UserError where it is missing.
+    ``guide``: UserError where it is missing. With a ``path`` its denoisers are asked for the real
+    score in the teacher's place, under the same guidance.
     """
 
+    path: TeacherPath | None = None
     Config: ClassVar[type[MatchingConfig]] = MatchingConfig
     card: ClassVar[MethodCard]
 
@@ -109,7 +123,7 @@ class Matching(RollsOut):
     ) -> None:
         super().__init__(generator, teacher.schedule, plan, sample_shape, config.through_all_steps)
         self.critic, self.config, self.guide = critic, config, guide
-        self.real = self.guided(teacher)
+        self.teacher, self.real = teacher, self.guided(teacher)
         self.matching_times: TimeLaw = UniformTimes(config.t_min, config.t_max)
         if config.matching_log_normal is not None:
             self.matching_times = LogNormalTimes(*config.matching_log_normal)
@@ -165,6 +179,14 @@ class Matching(RollsOut):
         guided = self.guide(denoiser, scale)
         return guided if interval == (0, 1) else GuidedWithin(guided, denoiser, interval)
 
+    def teacher_at(self, batch: Batch) -> Denoises:
+        """Whoever gives the real score in the batch's iteration, without guidance."""
+        return self.teacher if self.path is None else self.path.at(batch.draws.iteration)
+
+    def real_at(self, batch: Batch) -> Denoises:
+        """The real score of the batch's iteration, under guidance."""
+        return self.real if self.path is None else self.guided(self.teacher_at(batch))
+
     # --- the generator -------------------------------------------------------------------------
 
     def generator_loss(self, batch: Batch) -> Loss:
@@ -188,13 +210,17 @@ class Matching(RollsOut):
 
     def x0_real(self, noisy: Noisy, batch: Batch) -> Tensor:
         """What the teacher makes of noisy samples."""
-        return self.real(*noisy).x0_hat
+        return self.real_at(batch)(*noisy).x0_hat
 
     def gradient(self, seen: Seen, batch: Batch) -> Tensor:
         """At x0: DMD's (x0_fake - x0_real) / mean |x0 - x0_real|."""
         return dmd_gradient(seen.x0, seen.x0_real, seen.x0_fake)
 
     # --- the critic ----------------------------------------------------------------------------
+
+    def denoising_alone(self) -> Matching:
+        """The same over the same roles, where the critic learns nothing but to denoise."""
+        return self
 
     def critic_loss(self, batch: Batch) -> Loss:
         """Denoising of the generator's samples over all times."""

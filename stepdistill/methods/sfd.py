@@ -87,7 +87,8 @@ class SFD(SiD):
 
     def identity(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Tensor:
         """SiD's loss, where the teacher is told c_o in place of c_f."""
-        x0_real = self.real(*noisy._replace(cond=self.overridden(noisy.cond, batch))).x0_hat
+        instead = noisy._replace(cond=self.overridden(noisy.cond, batch))
+        x0_real = self.x0_real(instead, batch)
         x0_fake = self.guided(self.critic.frozen)(*noisy).x0_hat
         return sid_loss(x0, x0_real, x0_fake, self.config.alpha).mean()
 

@@ -75,7 +75,7 @@ class SNOOPI(VSD):
         **options: Any,
     ) -> None:
         super().__init__(generator, critic, teacher, *rest, **options)
-        self.teacher, self.negative = teacher, negative
+        self.negative = negative
         self.guide_real = guide_away or self.guide
         if self.guide is None or self.guide_real is None:
             raise UserError("guidance_range needs a guide, and there is none")
@@ -101,7 +101,8 @@ class SNOOPI(VSD):
         w = batch.draws.uniform(len(noisy.x_t), *self.config.guidance_range)
         low, high = self.config.guidance_interval
         w = torch.where((low < noisy.t) & (noisy.t <= high), w, 1.0)
-        real, fake = self.guide_real(self.teacher, w), self.guide(self.critic.frozen, w)
+        real = self.guide_real(self.teacher_at(batch), w)
+        fake = self.guide(self.critic.frozen, w)
         return real(*noisy).x0_hat, fake(*noisy).x0_hat
 
     def student(self, generator: Denoises, batch: Batch) -> Tensor:

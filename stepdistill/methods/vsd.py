@@ -104,7 +104,7 @@ class VSD(Matching):
 
     def scores(self, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x0_real, x0_fake), both guided."""
-        return self.real(*noisy).x0_hat, self.guided(self.critic.frozen)(*noisy).x0_hat
+        return self.x0_real(noisy, batch), self.guided(self.critic.frozen)(*noisy).x0_hat
 
     def gradient(self, seen: Seen, batch: Batch) -> Tensor:
         """At x0: sigma_t^2 (eps_real - eps_fake)."""
