@@ -18,14 +18,14 @@ import torch
 from stepdistill.cli import guarded
 from stepdistill.conditioning import Conditioning
 from stepdistill.config import Settings
-from stepdistill.distil import DistilOptions, build_method, read_settings
+from stepdistill.distil import build_without_data, read_settings
 from stepdistill.errors import UserError, first_line
 from stepdistill.fit import FitConfig
 from stepdistill.footprint import Footprint, encoder_parts, footprint, micro_batch, parts_of
 from stepdistill.memory import device_gib
 from stepdistill.methods import METHODS
 from stepdistill.rehearsal import without_data
-from stepdistill.teachers import LoadOptions, Teacher, load_teacher
+from stepdistill.teachers import LoadOptions, Teacher
 
 DEFAULT_METHOD = "dmd2"
 
@@ -86,13 +86,9 @@ def split(given: list[str]) -> tuple[str, list[str]]:
 def inspected(name: str, settings: Settings, device: str) -> Footprint:
     """The footprint of ``train NAME`` with these settings."""
     config, ranks = settings.get(FitConfig), settings.get(InspectOptions).processes
-    with without_data(device):
-        options = settings.get(LoadOptions)
-        teacher = load_teacher(settings.get(DistilOptions).teacher, "meta", options)
-        with torch.device("meta"):
-            method = build_method(name, settings, teacher)
+    teacher, method = build_without_data(name, settings, device)
     parts = parts_of(method, teacher.denoiser, config, ranks)
-    parts += encoder_parts(teacher.encoders(), options.encoders)
+    parts += encoder_parts(teacher.encoders(), settings.get(LoadOptions).encoders)
     try:
         cond = conditioning(teacher, micro_batch(config, ranks))
     except Exception as error:  # an encoder that must see what it encodes

@@ -14,10 +14,11 @@ from tiny import tiny_teacher, tiny_teacher_folder
 from tiny_pipelines import CALLS, PIPELINES, some_slow
 
 from stepdistill.backbones.family import Family
-from stepdistill.distil import build_method, read_settings
+from stepdistill.distil import build_method, build_without_data, read_settings
 from stepdistill.errors import UserError
 from stepdistill.fit import FitConfig
 from stepdistill.footprint import parts_of
+from stepdistill.methods import METHODS
 from stepdistill.rehearsal import without_data
 from stepdistill.teachers import LoadOptions, load_teacher
 
@@ -205,3 +206,13 @@ def test_a_hub_model_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(teacher.family, Family)
     assert asked["source"] == "someone/something"
     assert not any("safetensors" in p or "bin" in p for p in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_built_without_weights(name: str, tmp_path: Path) -> None:
+    """On the meta device, whatever its constructor computes."""
+    given = ["--teacher", str(tiny_teacher_folder(tmp_path / "tiny")), "--output=x"]
+    given += ["--method.forget", "1"] if name == "sfd" else []
+    _, method = build_without_data(name, read_settings(name, given))
+    for role in method.roles.values():
+        assert all(parameter.is_meta for parameter in role.module.parameters())

@@ -13,6 +13,7 @@ from ..methods.base import Method
 from ..methods.matching import Matching
 from ..plans import StepPlan
 from ..precomputed import find_precomputed, stored
+from ..rehearsal import without_data
 from ..roles import LoRAOptions
 from ..savings import MemoryOptions, save_memory
 from ..teachers import LoadOptions, Teacher, load_teacher
@@ -31,6 +32,17 @@ def read_teacher(settings: Settings, device: torch.device | str = "cpu") -> Teac
         losses = any(getattr(part, "decodes", False) for part in settings.parts.values())
         held = stored(found, losses or config.sample_every > 0 or config.evaluate_every > 0)
     return load_teacher(options.teacher, device, settings.get(LoadOptions), held)
+
+
+def build_without_data(
+    name: str, settings: Settings, device: str = "cpu"
+) -> tuple[Teacher, Method]:
+    """Both on the meta device, as they would behave on ``device``: no weights are read."""
+    with without_data(device):
+        options = settings.get(LoadOptions)
+        teacher = load_teacher(settings.get(DistilOptions).teacher, "meta", options)
+        with torch.device("meta"):
+            return teacher, build_method(name, settings, teacher)
 
 
 def build_method(name: str, settings: Settings, teacher: Teacher) -> Method:

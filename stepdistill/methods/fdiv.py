@@ -81,7 +81,7 @@ class FDistill(DMD2):
         bins, decay = self.config.bins, self.config.bin_decay
         self.statistics = {"ratio": RunningMeans(bins, decay), "h": RunningMeans(1, decay)}
         t = self.matching_times.draw(self.schedule, Draws(0, 0, "bins"), DRAWN)
-        self.edges = t.quantile(torch.arange(1, bins, dtype=t.dtype) / bins)
+        self.edges = t.quantile(torch.arange(1, bins, dtype=t.dtype, device=t.device) / bins)
 
     @classmethod
     def more(cls, teacher: Teacher, config: Any) -> dict[str, Any]:
