@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -139,6 +139,18 @@ def load_average(path: Path, role: Role) -> None:
     tensors = _read(path)
     for key, parameter in role.trainable().items():
         parameter.copy_(tensors[f"ema/{key}"])
+
+
+def weights_under(path: Path, place: str) -> dict[str, Tensor]:
+    """Those of a checkpoint's tensors that lie under ``place``, "weights/critic" say, by the name
+    that they have there; UserError for a damaged one.
+    """
+    try:
+        with safe_open(path / WEIGHTS, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(f"{place}/")]  # noqa: SIM118
+            return {name[len(place) + 1 :]: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path / WEIGHTS} is damaged ({error}): remove {path}") from error
 
 
 def read_index(path: Path) -> dict[str, Any]:

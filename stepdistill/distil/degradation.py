@@ -12,14 +12,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
 
 from .. import checkpoint
 from ..conditioning import ConditionDropout
@@ -35,8 +33,6 @@ from ..methods.matching import Matching
 from ..runs import RunFolder
 from ..teachers import Teacher
 from .options import DistilOptions
-
-WEIGHTS = "weights/generator/"  # of a checkpoint's tensors, those that the recording trains
 
 
 def path_options(settings: Settings) -> PathOptions:
@@ -131,19 +127,8 @@ def _cut_states(folder: RunFolder, own: PathOptions) -> None:
         if file.exists() or not (source / checkpoint.INDEX).exists():
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _open(source / checkpoint.WEIGHTS) as tensors:
-            names = [name for name in tensors.keys() if name.startswith(WEIGHTS)]  # noqa: SIM118
-            found = {name.removeprefix(WEIGHTS): tensors.get_tensor(name) for name in names}
+        found = checkpoint.weights_under(source, "weights/generator")
         save_whole(found, file, {"iteration": str(step)})
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, "pt") as tensors:
-            yield tensors
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is damaged ({error}): remove {file.parent}") from error
 
 
 def _is_recorded(folder: RunFolder, settings: Mapping[str, Any]) -> bool:

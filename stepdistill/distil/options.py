@@ -35,7 +35,9 @@ class DistilOptions:
             that the student can be guided
         steps: network calls a sample of the student
         init: a student's folder, or the folder of the run that made it: the generator starts from
-            its weights instead of the teacher's
+            its weights instead of the teacher's; a LoRA needs a run of the same LoRA
+        init_critic: the folder of a run: the critic starts from its newest checkpoint, and so does
+            the head of a discriminator if that run has one
         times: the student's times instead, falling, in (0, 1]; default: evenly spaced from 1
         resume: go on from the newest checkpoint in output; false starts over in an empty folder
         skip_corrupt: leave unreadable images out (they are counted) instead of stopping
@@ -61,6 +63,7 @@ class DistilOptions:
     split: str | None = None
     condition_dropout: float = 0.0
     init: str = ""
+    init_critic: str = ""
     steps: int = 1
     times: tuple[float, ...] = ()
     resume: bool = True

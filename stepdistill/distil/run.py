@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..export import claim
 from ..fit import FitConfig, FitResult, Hook, fit
 from ..footprint import micro_batch
-from ..initial import start_from
+from ..initial import start_critic_from, start_from
 from ..memory import estimate
 from ..methods import METHODS
 from ..methods.base import Method
@@ -92,8 +92,7 @@ def distil(
     check_evaluation(options, settings.get(EvalOptions), settings.get(FitConfig))
     teacher = read_teacher(settings, accelerator.device)
     method = build_method(name, settings, teacher)
-    if options.init:
-        start_from(Path(options.init), method.roles["generator"], teacher)
+    _start(settings, method, teacher)
     check_validation(options, teacher)
     asked = _Asked.of(settings, teacher, draws=accelerator.is_main_process)
     asked.hooks.extend(hooks)
@@ -129,6 +128,21 @@ def distil(
             file=sys.stderr,
         )
     return result
+
+
+def _start(settings: Settings, method: Method, teacher: Teacher) -> None:
+    """Start roles where the options say, instead of from the teacher."""
+    options, lora = settings.get(DistilOptions), settings.get(LoRAOptions)
+    if options.init:
+        start_from(Path(options.init), method.roles["generator"], teacher, lora)
+    if not options.init_critic:
+        return
+    if path_options(settings).iterations:
+        raise UserError(
+            "init_critic and path.iterations both say where the critic starts: leave out the one "
+            "or set the other to 0"
+        )
+    start_critic_from(Path(options.init_critic), method, lora)
 
 
 def _open(run: RunFolder, name: str, settings: Settings, data: Data) -> None:
@@ -175,7 +189,8 @@ def _compared(name: str, settings: Settings) -> dict[str, Any]:
     loaded = {k: v for k, v in settings.resolved["load"].items() if k != "encoders"}
     if loaded["config"] is None:  # as in checkpoints of before there was such an option
         loaded.pop("config")
-    later = ("column", "split", "condition_dropout")  # options that such checkpoints do not name
+    # options that such checkpoints do not name
+    later = ("column", "split", "condition_dropout", "init_critic")
     own = settings.resolved["method"]
     own = {key: own[key] for key in own if own[key] or key not in ("lpips", "lpips_weights")}
     return {
