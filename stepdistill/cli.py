@@ -103,15 +103,17 @@ def _train(rest: list[str]) -> None:
     """``train METHOD ...``: the program of that name in trainers."""
     from .methods import METHODS
 
+    programs = {*METHODS, "stages"}
     method = rest[0] if rest else ""
     listed = f"The methods are: {', '.join(METHODS)}"
     usage = f"usage: stepdistill train METHOD --teacher T --output DIR [options]\n{listed}"
     if method in HELP:
         print(f"{usage}\n(stepdistill train METHOD --help lists the options of one)")
+        print("stepdistill train stages --config FILE --output DIR: several of them, in turn")
     elif not method or method.startswith("-"):
         raise UserError(f"train needs a method, before its options\n{usage}")
-    elif method not in METHODS:
-        raise UserError(f"there is no method {method}.{_nearest(method, METHODS)} {listed}")
+    elif method not in programs:
+        raise UserError(f"there is no method {method}.{_nearest(method, programs)} {listed}")
     else:
         _launch(f"trainers.{method}", rest[1:])
 

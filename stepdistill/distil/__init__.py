@@ -7,5 +7,6 @@ from .data import load_data as load_data
 from .options import DistilOptions as DistilOptions
 from .options import read_settings as read_settings
 from .run import distil as distil
+from .stages import run_stages as run_stages
 from .students import export_checkpoint as export_checkpoint
 from .students import exportable as exportable
