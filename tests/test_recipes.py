@@ -20,9 +20,11 @@ FOLDER = Path(__file__).parent.parent / "trainers" / "recipes"
 TWINS = {
     "sd15-1step": "sd15",
     "sd15-1step-gan": "sd15",
+    "sd15-1step-stages": "sd15",
     "sdxl-1step-warmup": "sdxl",
     "sdxl-1step": "sdxl",
     "sdxl-4step": "sdxl",
+    "sdxl-4step-fdiv": "sdxl",
     "sdxl-4step-lora": "sdxl",
     "sdxl-4step-lora-24gb": "sdxl",
     "sd3-4step-lora": "sd3",
@@ -82,8 +84,9 @@ def test_a_recipe_runs_dry(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     size = [f"--load.height={call['height']}", f"--load.width={call['width']}"]
     size += [f"--load.frames={call['num_frames']}"] if "num_frames" in call else []
     size += ["--load.dtype=bfloat16"]
+    *_, (_, last, learned) = runs_of(method, settings)
     teacher, cache = tmp_path / "teacher", ["--output", tmp_path / "cache", "--batch_size=2"]
-    assert run("precompute", teacher, *size, *cache, *samples(method, settings, tmp_path)) == 0
+    assert run("precompute", teacher, *size, *cache, *samples(last, learned, tmp_path)) == 0
     given = ["--config", FOLDER / f"{name}.yaml", "--data", tmp_path / "cache", *size]
     small = [
         "--teacher",
@@ -95,17 +98,30 @@ def test_a_recipe_runs_dry(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         "--batch_size=2",
     ]
     assert run("train", method, *given, *small, "--dry_run") == 0
-    folder = tmp_path / "run" / "dry_run"
-    updates = {"generator/loss", "critic/loss"} if method == "dmd2" else {"generator/loss"}
-    (line,) = (line for line in read_metrics(folder / "metrics.jsonl") if "generator/loss" in line)
-    assert updates <= line.keys()
-    steps = settings.get("steps", 1)
-    times = settings.get("times") or [1 - i / steps for i in range(steps)]
-    exported = ["student", "lora"] if settings.get("export") == "both" else ["student"]
-    for kind in exported:
-        card = json.loads((folder / kind / "stepdistill.json").read_text())
-        assert card["method"] == method
-        assert card["plan"]["times"] == pytest.approx(times)
+    for place, trained, own in runs_of(method, settings):
+        folder = tmp_path / "run" / place / "dry_run"
+        updates = {"generator/loss", "critic/loss"} if trained != "regression" else set()
+        lines = read_metrics(folder / "metrics.jsonl")
+        (line,) = (line for line in lines if "generator/loss" in line)
+        assert updates <= line.keys()
+        steps = own.get("steps", 1)
+        times = own.get("times") or [1 - i / steps for i in range(steps)]
+        exported = ["student", "lora"] if own.get("export") == "both" else ["student"]
+        for kind in exported:
+            card = json.loads((folder / kind / "stepdistill.json").read_text())
+            assert card["method"] == trained
+            assert card["plan"]["times"] == pytest.approx(times)
+
+
+def runs_of(method: str, settings: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(folder, method, settings) of each run of a recipe: one, or its stages."""
+    if method != "stages":
+        return [("", method, settings)]
+    runs = []
+    for number, stage in enumerate(settings["stages"], 1):
+        own = {**settings["method"], **stage.get("method", {})}
+        runs.append((f"{number}-{stage['train']}", stage["train"], {**settings, "method": own}))
+    return runs
 
 
 def samples(method: str, settings: dict[str, Any], place: Path) -> list[object]:
