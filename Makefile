@@ -82,6 +82,7 @@ methods-comparison: venv
 # README's tables, rendered from the JSON records.
 tables: venv
 	$(BIN)/python -m stepdistill.evals.tables
+	$(BIN)/python -m stepdistill.evals.method_pages
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
