@@ -18,6 +18,7 @@ from tiny import tiny_teacher, tiny_teacher_folder
 from torch import Tensor, nn
 
 from stepdistill.backbones.exact import GaussianMixture
+from stepdistill.cells import tasks
 from stepdistill.conditioning import Conditioning
 from stepdistill.data import TensorData
 from stepdistill.denoisers import Denoiser, Prediction
@@ -516,3 +517,17 @@ def test_without_a_path_there_is_none(folder: Path, tmp_path: Path) -> None:
         settings = read_settings(name, given)
         method: Any = build_method(name, settings, read_teacher(settings))
         assert method.path is None
+
+
+def test_a_comparison_counts_the_calls_of_the_degradation(folder: Path, tmp_path: Path) -> None:
+    """A forward of G and three of s' a sample, before the calls of the base method's updates."""
+    given = ["--teacher", str(folder), "--output", str(tmp_path / "run"), "--batch_size=8"]
+    settings = read_settings("disback", [*given, "--path.iterations=30", "--path.every=10"])
+    teacher = read_teacher(settings)
+    method: Any = build_method("disback", settings, teacher)
+    assert tasks._path_calls(method, teacher, settings) == 30 * 8 * (1 + 3)
+    loop = settings.get(FitConfig)
+    plain: Any = build_method("dmd2", read_settings("dmd2", given), teacher)
+    assert tasks._path_calls(plain, teacher, read_settings("dmd2", given)) == 0
+    assert tasks._calls(method, teacher, loop, False) == tasks._calls(plain, teacher, loop, False)
+    assert isinstance(method.path, Backtracking)

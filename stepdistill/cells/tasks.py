@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from ..conditioning import Conditioning
 from ..config import Settings, as_arguments
 from ..data import TensorData
 from ..distil.build import build_method
+from ..distil.degradation import path_options
 from ..distil.options import read_settings
 from ..draws import Draws, check_seed
 from ..errors import UserError
@@ -22,6 +24,8 @@ from ..fit import FitConfig
 from ..memory import estimate
 from ..methods import METHODS
 from ..methods.base import Batch, Method
+from ..methods.disback import Degradation
+from ..methods.matching import Matching
 from ..network_calls import Calls, calls_of, calls_of_sampler
 from ..parser import nearest
 from ..presets import lengths
@@ -92,8 +96,9 @@ class Task:
     """A method and a number of steps, whatever the seed.
 
     ``settings`` are options of ``train``, ``iterations`` all that the budget pays for, beside
-    ``pairs`` pairs of ``pair_calls`` each. ``peak_bytes`` is the most that an update takes of
-    memory, weights and moments included; None where it could not be counted.
+    ``pairs`` pairs of ``pair_calls`` each and the ``path_calls`` of a recorded path. ``peak_bytes``
+    is the most that an update takes of memory, weights and moments included; None where it could
+    not be counted.
     """
 
     method: str
@@ -105,10 +110,12 @@ class Task:
     pairs: int = 0
     pair_calls: int = 0
     peak_bytes: int | None = None
+    path_calls: float = 0.0
 
     def spent(self, iterations: int) -> float:
-        """Network calls of so many iterations, and of the pairs."""
-        return self.calls.of(iterations, self.batch_size) + self.pairs * self.pair_calls
+        """Network calls of so many iterations, and of what comes before them."""
+        before = self.pairs * self.pair_calls + self.path_calls
+        return self.calls.of(iterations, self.batch_size) + before
 
 
 @dataclass(frozen=True)
@@ -173,20 +180,36 @@ def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
     pairs, each = 0, 0
     if needs_pairs(method):
         pairs, each = asked.pairs, pair_calls(teacher, asked.world.bar()["guidance_scale"])
-    iterations = calls.iterations(asked.budget - pairs * each, size)
+    recorded = _path_calls(built, teacher, parsed)
+    iterations = calls.iterations(asked.budget - pairs * each - recorded, size)
     if iterations < built.critic_steps:
         least = calls.of(built.critic_steps, size)
         beside = f" beside {pairs * each:,} for its {pairs:,} pairs" if pairs else ""
+        beside += f" beside {recorded:,.0f} for its path" if recorded else ""
         raise UserError(
             f"a budget of {asked.budget:,.0f} network calls is too small for {method} in {steps} "
             f"step{'s' * (steps > 1)}: a generator update takes {least:,.0f}{beside}"
         )
     scaled = lengths.scaled(settings, iterations)
     peak = _peak_bytes(built, teacher, parsed)
-    return Task(method, steps, scaled, calls, size, iterations, pairs, each, peak)
+    return Task(method, steps, scaled, calls, size, iterations, pairs, each, peak, recorded)
+
+
+def _path_calls(method: Method, teacher: Teacher, parsed: Settings) -> float:
+    """Of the degradation, where the method goes back along a path."""
+    own = path_options(parsed)
+    if not own.iterations or not isinstance(method, Matching):
+        return 0.0
+    config = parsed.get(FitConfig)
+    calls = _calls(Degradation(method, own.lr), teacher, config, False)
+    return calls.of(own.iterations, config.batch_size)
 
 
 def _calls(method: Method, teacher: Teacher, config: FitConfig, pairs: bool) -> Calls:
+    """A path is not recorded yet: its states cost what the teacher does."""
+    if isinstance(method, Matching):
+        method = copy.copy(method)
+        method.path = None
     cond = _told(teacher, SAMPLES)
 
     def batch_of(draws: Draws) -> Batch:

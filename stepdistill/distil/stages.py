@@ -26,7 +26,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..config import Settings
+from ..config import Settings, as_arguments
 from ..errors import UserError
 from ..files import differences, whole
 from ..fit import FitConfig
@@ -144,7 +144,7 @@ def read_stages(arguments: Sequence[str]) -> list[Stage]:
         with _named(f"stage {number}{f' ({name})' if name else ''} of {file}"):
             _check_method(name)
             options = {**_flat(shared), **_flat(own)}
-            given = [*(f"--{key}={_written(value)}" for key, value in options.items()), *beside]
+            given = [*as_arguments(options), *beside]
             settings = read_settings(name, given, PROGRAM)
             more = {"output": f"{settings.get(DistilOptions).output}/{number}-{name}"}
             if stages:
@@ -152,7 +152,7 @@ def read_stages(arguments: Sequence[str]) -> list[Stage]:
                 more |= continued(before.name, before.settings, name, settings, own)
             if number < len(listed):
                 more["push_to_hub"] = own.get("push_to_hub", "")
-            given += [f"--{key}={value}" for key, value in more.items()]
+            given += as_arguments(more)
             stages.append(Stage(number, name, tuple(given), read_settings(name, given, PROGRAM)))
     return stages
 
@@ -188,11 +188,6 @@ def _flat(options: Mapping[Any, Any]) -> dict[str, Any]:
         else:
             flat[str(name)] = value
     return flat
-
-
-def _written(value: Any) -> str:
-    """As it stands on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @contextmanager

@@ -57,6 +57,12 @@ def dmd2(steps: int) -> dict[str, Any]:
     return {**matching(steps), "method.gan_weight": 0.1, "method.gan_own_noise": False}
 
 
+def disback(steps: int) -> dict[str, Any]:
+    """DMD2 along a short path: the untrained student's samples are soon learned."""
+    path = {"iterations": 100, "every": 20, "interval": 40, "lr": 5e-4}
+    return {**dmd2(steps), **{f"path.{name}": value for name, value in path.items()}}
+
+
 def fdiv(steps: int) -> dict[str, Any]:
     """As DMD2; of a small batch, few samples lie in a bin."""
     return {**dmd2(steps), "method.ramp": 100, "method.bin_decay": 0.9}
@@ -156,6 +162,7 @@ def long_four_steps() -> dict[str, Any]:
 
 PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {
     "dmd2": dmd2,
+    "disback": disback,
     "fdiv": fdiv,
     "dmd": dmd,
     "vsd": vsd,

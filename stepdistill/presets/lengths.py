@@ -8,7 +8,7 @@ from typing import Any
 from . import of
 
 # settings that count iterations of a run, and are of its length
-OF_LENGTH = ("lr_warmup", "lr_decay", "method.double_every", "method.ramp")
+OF_LENGTH = ("lr_warmup", "lr_decay", "method.double_every", "method.ramp", "path.interval")
 # between checkpoints of a cell; nothing is measured or drawn on the way
 CELL = {"save_every": 100, "sample_every": 0, "evaluate_every": 0}
 
