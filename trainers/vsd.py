@@ -1,6 +1,8 @@
-"""Distil with VSD, as SwiftBrush does: no images, a LoRA critic.
+r"""Distil with VSD, as SwiftBrush does: no images, a LoRA critic.
 
 accelerate launch trainers/vsd.py --teacher digits --output runs/vsd
+accelerate launch trainers/vsd.py --teacher path/to/sd --prompts prompts.txt --output runs/v2 \
+    --max_steps 20000 --method.align_weight 0.1 --method.align_decay 20000   # SwiftBrush v2
 accelerate launch --multi_gpu -m stepdistill.trainers.vsd --config run.yaml --output runs/vsd
 """
 
