@@ -54,10 +54,7 @@ class LPIPS(nn.Module):
         return each.reshape(len(x0), -1).mean(1)
 
     def features(self, x0: Tensor) -> list[Tensor]:
-        """Those of each layer, (N, C, h, w), of length 1 over C; 0 where none is above 0.
-
-        The package divides by a root, whose gradient there is no number.
-        """
+        """Those of each layer, (N, C, h, w), of length 1 over C; 0 where none is above 0."""
         images = large_enough(pictures(self.decoder(x0)))
         found = self.network.net(self.network.scaling_layer(images))
         return [F.normalize(f, dim=1, eps=1e-10) for f in found]
