@@ -75,9 +75,9 @@ def cycle(method: Method, x0: Tensor, cond: Conditioning, first: int) -> float:
                 continue
             loss_of: Any = getattr(method, f"{purpose}_loss")
             loss: Loss = loss_of(Batch(x0, cond, Draws(0, iteration, purpose, device=x0.device)))
-            torch.autograd.backward(loss.value)
-            for role in method.roles.values():
-                role.module.zero_grad(set_to_none=True)
+            roles = [method.roles[name] for name in method.updates[purpose]]
+            learn = [p for role in roles for p in role.trainable().values()]
+            torch.autograd.grad(loss.value, learn)
     return _now() - began
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .draws import Draws
+from .errors import UserError
 from .schedules import Schedule
 
 
@@ -42,3 +44,10 @@ class LogNormalTimes:
         """See :class:`TimeLaw`."""
         log_level = self.mean + self.std * draws.normal(n, dtype=torch.float64)
         return schedule.nearest(schedule.time(-2 * log_level).clamp(0, 1))
+
+
+def check_log_normal(name: str, law: tuple[float, float] | None) -> None:
+    """UserError for a mean and a std that no log-normal law has; None is another law."""
+    mean, std = law or (0.0, 1.0)
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise UserError(f"{name}={mean}, {std}: a mean, and a std above 0, are needed")

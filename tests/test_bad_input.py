@@ -169,9 +169,9 @@ def test_what_is_required(refused: Refusal) -> None:
     ("given", "says"),
     [
         (["smaple"], ["no command smaple", "Did you mean sample?", "quickstart"]),
-        (["train"], ["needs a method", "dmd2, fdiv"]),
+        (["train"], ["needs a method", "dmd2, disback, fdiv"]),
         (["train", "--teacher=t", "dmd2"], ["needs a method, before its options"]),
-        (["train", "dmd22"], ["no method dmd22", "Did you mean dmd2?", "dmd2, fdiv"]),
+        (["train", "dmd22"], ["no method dmd22", "Did you mean dmd2?", "dmd2, disback, fdiv"]),
         (["methods", "--yaml"], ["takes --json alone"]),
     ],
     ids=str,
@@ -607,6 +607,40 @@ def test_values_that_no_training_can_mean(
 ) -> None:
     """Refused with the options, before the teacher is looked for."""
     refused(*TRAIN, *given, says=says)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "says"),
+    [
+        ("fdiv", ["divergence=total_variation"], ["total_variation is none of reverse_kl"]),
+        ("fdiv", ["divergence=nowhere:h"], ["divergence names nowhere:h"]),
+        ("fdiv", ["divergence=math:exp"], ["math:exp cannot be called with a tensor (B,)"]),
+        ("fdiv", ["divergence=torch:neg"], ["torch:neg gives no weight h(r)", "at r = [0.1"]),
+        ("fdiv", ["f=torch:exp2", "gan_own_noise=true"], ["gan_own_noise false"]),
+        ("fdiv", ["gan_weight=0"], ["gan_weight must be above 0"]),
+        ("fdiv", ["ratio_min=30"], ["ratio_min=30.0, ratio_max=20.0"]),
+        ("fdiv", ["bins=0"], ["bins must be at least 1"]),
+        ("dmd", ["regression_weight=-1"], ["regression_weight must be at least 0"]),
+        ("vsd", ["critic_dropout=2"], ["critic_dropout must lie in [0, 1], got 2.0"]),
+        ("vsd", ["critic_rank=-4"], ["rank must be at least 0"]),
+        ("snoopi", ["guidance_range=[3,1]"], ["guidance_range=3.0, 1.0"]),
+        ("snoopi", ["negative_prompt=blurry"], ["not told by text"]),
+        ("sid", ["alpha=.nan"], ["alpha must be a number, got nan"]),
+        ("sfd", [], ["sfd needs something to forget"]),
+        ("sfd", ["forget=11"], ["the classes 0 to 9, and no 11"]),
+        ("sfd", ["forget=3", "override=3"], ["override names what is to be forgotten: 3"]),
+        ("sfd", ["forget=3", "forget_weight=0"], ["forget_weight must be above 0"]),
+        ("ladd", ["log_normal=[0,-1]"], ["log_normal=0.0, -1.0", "std above 0"]),
+    ],
+    ids=str,
+)
+def test_values_that_a_method_cannot_take(
+    method: str, given: list[str], says: list[str], tmp_path: Path, refused: Refusal
+) -> None:
+    """Refused before anything is written."""
+    own = [f"--method.{one}" for one in given]
+    refused("train", method, "--teacher=digits", f"--output={tmp_path / 'run'}", *own, says=says)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_negative_number_with_an_exponent_is_a_value(

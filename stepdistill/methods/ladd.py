@@ -24,7 +24,7 @@ from ..losses import gan_generator
 from ..plans import StepPlan
 from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..teachers import Teacher
-from ..times import LogNormalTimes, TimeLaw, UniformTimes
+from ..times import LogNormalTimes, TimeLaw, UniformTimes, check_log_normal
 from .adversary import check_r1, discriminator_loss, judged_samples
 from .base import Batch, Loss, MethodCard
 from .rollout import RollsOut, statistics
@@ -44,6 +44,7 @@ class LADDConfig:
 
     def __post_init__(self) -> None:
         check_r1(self.r1_weight, self.r1_std)
+        check_log_normal("log_normal", self.log_normal)
 
 
 class LADD(RollsOut):

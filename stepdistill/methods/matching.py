@@ -27,7 +27,7 @@ from ..losses import dmd_gradient, pseudo_loss, squared_error
 from ..plans import StepPlan
 from ..roles import FULL, LoRAOptions, Role, trainable_role
 from ..teachers import Teacher
-from ..times import LogNormalTimes, TimeLaw, UniformTimes
+from ..times import LogNormalTimes, TimeLaw, UniformTimes, check_log_normal
 from .base import Batch, Loss, MethodCard
 from .rollout import RollsOut, statistics
 
@@ -61,9 +61,7 @@ class MatchingConfig:
         if not 0 <= low < high <= 1:
             raise UserError(f"guidance_interval={low}, {high}: 0 <= low < high <= 1 is needed")
         for name in ("matching_log_normal", "critic_log_normal"):
-            mean, std = getattr(self, name) or (0.0, 1.0)
-            if not (math.isfinite(mean) and 0 < std < math.inf):
-                raise UserError(f"{name}={mean}, {std}: a mean, and a std above 0, are needed")
+            check_log_normal(name, getattr(self, name))
 
 
 def check_at_least_0(config: Any, *names: str) -> None:

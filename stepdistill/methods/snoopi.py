@@ -89,6 +89,10 @@ class SNOOPI(VSD):
         """The null conditioning, and the negative prompt's; UserError without the encoders."""
         found = super().more(teacher, config)
         if config.negative_prompt:
+            if not teacher.is_told_by_text:
+                raise UserError(
+                    f"{teacher.name} is not told by text: leave method.negative_prompt out"
+                )
             negative = teacher.encode([config.negative_prompt])
             away = guide_of(replace(teacher, null_cond=negative))
             found |= {"negative": negative, "guide_away": away}
