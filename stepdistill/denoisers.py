@@ -190,6 +190,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.network = network
         self.taps: list[FeatureTap] = []
+        self._tapped: list[tuple[nn.Module, int]] = []
         self._dtypes: tuple[torch.dtype, torch.dtype | None] | None = None
 
     def tap(self, module: nn.Module, place: int = 0) -> None:
@@ -197,6 +198,18 @@ class Backbone(nn.Module, ABC):
         tap = FeatureTap(place)
         module.register_forward_hook(tap)
         self.taps.append(tap)
+        self._tapped.append((module, place))
+
+    def blocks(self) -> list[tuple[nn.Module, int]]:
+        """All blocks like the tapped ones, from the first to the last, with the output to take.
+
+        Of a U-Net those on the way down, the middle and those on the way up.
+        """
+        found: dict[int, tuple[nn.Module, int]] = {}
+        for tapped, place in self._tapped:
+            for block in _alike(self.network, tapped):
+                found[id(block)] = (block, place)
+        return list(found.values())
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -215,6 +228,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
         """The network's raw output for a scaled input ``x``."""
+
+
+def _alike(network: nn.Module, block: nn.Module) -> list[nn.Module]:
+    """The blocks of the list that ``block`` stands in, or of the U-Net whose middle it is."""
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList) and any(one is block for one in module):
+            return list(module)
+        if getattr(module, "mid_block", None) is block:
+            down: Any = module.get_submodule("down_blocks")
+            up: Any = module.get_submodule("up_blocks")
+            return [*down, block, *up]
+    return [block]
 
 
 class Denoiser(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
-from .denoisers import Denoiser, Denoises
+from .denoisers import Denoiser, Denoises, FeatureTap, Prediction
 from .roles import Role
 
 
@@ -81,7 +81,7 @@ class TeacherTrunk:
     ``real`` is the teacher as the matching asks it, under guidance say; by default as it is.
     """
 
-    def __init__(self, head: Role, teacher: Denoiser, real: Denoises | None = None) -> None:
+    def __init__(self, head: Role, teacher: Denoises, real: Denoises | None = None) -> None:
         self.head, self.teacher = head, teacher
         self.real: Denoises = real or teacher
 
@@ -113,6 +113,31 @@ class TeacherTrunk:
 def _cat(batches: tuple[Noisy, ...]) -> Noisy:
     x_t, t, cond = zip(*batches, strict=True)
     return Noisy(torch.cat(x_t), torch.cat(t), Conditioning.cat(cond))
+
+
+class AllBlocks(nn.Module):
+    """A denoiser whose features are those of all its blocks (LADD, section 3), not of one.
+
+    The denoiser is the very one that is given, and its own features stay what they are.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.taps: list[FeatureTap] = []
+        for block, place in denoiser.backbone.blocks():
+            tap = FeatureTap(place)
+            block.register_forward_hook(tap)
+            self.taps.append(tap)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, *, features: bool = False
+    ) -> Prediction:
+        """See :class:`Denoiser`."""
+        for tap in self.taps:
+            tap.on = features
+        x0_hat = self.denoiser(x_t, t, cond).x0_hat
+        return Prediction(x0_hat, tuple(tap.take() for tap in self.taps) if features else ())
 
 
 class Head(nn.Module):
@@ -151,7 +176,9 @@ def _norm(width: int) -> nn.Module:
     return nn.GroupNorm(groups, width)
 
 
-def build_head(trunk: Denoiser, sample_shape: tuple[int, ...], cond: Conditioning) -> Role:
+def build_head(
+    trunk: Denoiser | AllBlocks, sample_shape: tuple[int, ...], cond: Conditioning
+) -> Role:
     """A head whose shapes are those of the features ``trunk`` gives for one probe sample."""
     device = next(trunk.parameters()).device
     x_t = torch.zeros(1, *sample_shape, device=device)

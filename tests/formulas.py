@@ -291,7 +291,7 @@ def _overridden(hand: Hand) -> Conditioning:
 def ladd(hand: Hand) -> Tensor:
     x0 = hand.student()
     t = hand.drawn(hand.config.log_normal, (0.0, 1.0))
-    return F.softplus(-hand.logit(hand.teacher, (hand.noised(x0, t), t, hand.cond))).mean()
+    return F.softplus(-hand.logit(hand.method.trunk, (hand.noised(x0, t), t, hand.cond))).mean()
 
 
 def ladd_critic(hand: Hand) -> Tensor:
@@ -299,7 +299,7 @@ def ladd_critic(hand: Hand) -> Tensor:
     t = hand.drawn(hand.config.log_normal, (0.0, 1.0))
     assert hand.x0 is not None
     fake, real = hand.noised(x0, t), hand.noised(hand.x0, t)
-    by_fake, by_real = (hand.logit(hand.teacher, (x_t, t, hand.cond)) for x_t in (fake, real))
+    by_fake, by_real = (hand.logit(hand.method.trunk, (x, t, hand.cond)) for x in (fake, real))
     return (F.softplus(by_fake) + F.softplus(-by_real)).mean()
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from test_families import load
+from tiny import tiny_unet
+from torch import nn
 
-from stepdistill.discriminator import Head
+from stepdistill.backbones.pixel import PixelBackbone
+from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers import Denoiser, PredictsEDM
+from stepdistill.discriminator import AllBlocks, Head
 from stepdistill.losses import gan_discriminator
+from stepdistill.schedules import EDMSchedule
 
 
 @pytest.mark.slow
@@ -42,3 +51,67 @@ def test_head_has_its_published_form(width: int) -> None:
     assert all(m.num_channels // m.num_groups >= 4 for m in norms)
     if width >= 512:
         assert all(m.num_groups == 32 for m in norms)
+
+
+def unet() -> Denoiser:
+    """A tiny pixel U-Net; its middle is tapped."""
+    torch.manual_seed(0)
+    return Denoiser(PixelBackbone(tiny_unet()), EDMSchedule(), PredictsEDM()).eval()
+
+
+def told(count: int) -> Conditioning:
+    return Conditioning({"class_labels": torch.arange(count)})
+
+
+def test_all_blocks_of_a_unet_are_seen_from_the_first_to_the_last() -> None:
+    """Down, middle, up: the features are what each block gives, and x0_hat and the denoiser's own
+    feature stay what they are."""
+    denoiser = unet()
+    network: nn.Module = denoiser.backbone.network
+    blocks = [*network.down_blocks, network.mid_block, *network.up_blocks]
+    given: list[torch.Tensor] = []
+    for block in blocks:
+        block.register_forward_hook(
+            lambda module, args, out: given.append(out[0] if isinstance(out, tuple) else out)
+        )
+    seen, inputs = AllBlocks(denoiser), (torch.randn(3, 1, 8, 8), torch.full((3,), 0.5), told(3))
+    x0_hat, features = seen(*inputs, features=True)
+    assert len(features) == len(blocks) == len(given)
+    assert all(torch.equal(a, b) for a, b in zip(features, given, strict=True))
+    alone = denoiser(*inputs, features=True)
+    assert torch.equal(alone.x0_hat, x0_hat)
+    (own,) = alone.features
+    assert torch.equal(own, features[len(network.down_blocks)])
+    assert seen(*inputs).features == ()
+
+
+def test_all_blocks_of_a_transformer_are_its_list() -> None:
+    """SD3's joint blocks give (text, image): the image's tokens are taken, as its tap does."""
+    teacher = load("sd3")
+    seen = AllBlocks(teacher.denoiser)
+    x_t = torch.randn(2, *teacher.sample_shape)
+    cond, t = teacher.encode(teacher.examples(2)), torch.full((2,), 0.5)
+    features = seen(x_t, t, cond, features=True).features
+    own = teacher.denoiser(x_t, t, cond, features=True).features[0]
+    count = len(teacher.denoiser.backbone.network.transformer_blocks)
+    assert len(features) == count
+    assert all(feature.shape == own.shape for feature in features)
+    assert torch.equal(features[count // 2], own)
+
+
+def test_two_trunks_over_one_denoiser_do_not_meddle() -> None:
+    """Another trunk's taps are off while one is asked, and a copy has taps of its own."""
+    denoiser = unet()
+    first, second = AllBlocks(denoiser), AllBlocks(denoiser)
+    twin = copy.deepcopy(first)
+    inputs = (torch.randn(2, 1, 8, 8), torch.full((2,), 0.3), told(2))
+    expected = first(*inputs, features=True).features
+    assert all(tap.value is None for tap in second.taps)
+    for other in (second, twin):
+        found = other(*inputs, features=True).features
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    again = first(*inputs, features=True).features
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))

@@ -678,7 +678,7 @@ def test_ladds_losses_are_their_formula(r1: float) -> None:
     method, given = ladd(r1_weight=r1, r1_std=0.2), batch()
     ones = torch.ones(16, dtype=torch.float64)
     own = method.roles["head"].module
-    method.teacher.requires_grad_(True)  # a teacher is frozen; here it could learn, if let
+    method.trunk.requires_grad_(True)  # a teacher is frozen; here it could learn, if let
 
     def noised(draws: Any, cut: bool) -> tuple[Tensor, Tensor]:
         z = draws.normal(16, DIM)
@@ -690,7 +690,7 @@ def test_ladds_losses_are_their_formula(r1: float) -> None:
         return (1 - t)[:, None] * x0 + t[:, None] * draws.normal_like(x0), t
 
     def logits(x_t: Tensor, t: Tensor, cut: bool = True) -> Tensor:
-        taken = method.teacher(x_t, t, given.cond, features=True).features
+        taken = method.trunk(x_t, t, given.cond, features=True).features
         found: Tensor = own(tuple(f.detach() for f in taken) if cut else taken)
         return found
 
@@ -707,10 +707,10 @@ def test_ladds_losses_are_their_formula(r1: float) -> None:
     loss = method.critic_loss(given._replace(draws=Double(0, 3, "critic"))).value
     close(loss, expected)
     same_grads(grads(loss, own), grads(expected, own))
-    resting = (method.generator.module, method.teacher)
+    resting = (method.generator.module, method.trunk)
     assert all(g is None for g in grads(loss, *resting))
 
-    method.teacher.requires_grad_(False)
+    method.trunk.requires_grad_(False)
     x_t, t = noised(Double(0, 3, "generator"), cut=False)
     expected = nn.functional.softplus(-logits(x_t, t, cut=False)).mean()
     loss = method.generator_loss(given).value

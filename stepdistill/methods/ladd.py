@@ -1,7 +1,7 @@
 """LADD: latent adversarial diffusion distillation (Sauer et al. 2024, arXiv:2403.12015).
 
-Adversarial terms alone: the frozen teacher's features of noised samples, and heads on them that
-learn to tell fake from real,
+Adversarial terms alone: the frozen teacher's features of noised samples, after each of its blocks,
+and heads on them that learn to tell fake from real,
 
     L_D = E[ softplus(D(fake_t)) + softplus(-D(real_t)) ],   L_G = E[ softplus(-D(fake_t)) ]
 
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
-from ..discriminator import Noisy, TeacherTrunk, build_head
+from ..denoisers import Denoiser, Denoises
+from ..discriminator import AllBlocks, Noisy, TeacherTrunk, build_head
 from ..losses import gan_generator
 from ..plans import StepPlan
 from ..roles import FULL, LoRAOptions, Role, trainable_role
@@ -48,7 +48,7 @@ class LADDConfig:
 
 
 class LADD(RollsOut):
-    """Two losses over generator and heads."""
+    """Two losses over generator and heads on ``trunk``, by default the teacher's tapped block."""
 
     Config = LADDConfig
     card = MethodCard(
@@ -69,10 +69,11 @@ class LADD(RollsOut):
         config: LADDConfig,
         *,
         sample_shape: tuple[int, ...],
+        trunk: Denoises | None = None,
     ) -> None:
         super().__init__(generator, teacher.schedule, plan, sample_shape, config.through_all_steps)
-        self.config, self.teacher = config, teacher
-        self.discriminator = TeacherTrunk(head, teacher)
+        self.config, self.trunk = config, trunk or teacher
+        self.discriminator = TeacherTrunk(head, self.trunk)
         self.times: TimeLaw = UniformTimes()
         if config.log_normal is not None:
             self.times = LogNormalTimes(*config.log_normal)
@@ -88,10 +89,11 @@ class LADD(RollsOut):
     def from_teacher(
         cls, teacher: Teacher, plan: StepPlan, config: LADDConfig, lora: LoRAOptions = FULL
     ) -> LADD:
-        """The generator starts from the teacher's weights; the heads are new."""
+        """The generator starts from the teacher's weights; the heads are new, one a block of it."""
         generator = trainable_role("generator", teacher.student(), lora, teacher.lora_targets)
-        head = build_head(teacher.denoiser, teacher.smallest_shape, teacher.probe())
-        own: dict[str, Any] = {"sample_shape": teacher.sample_shape}
+        trunk = AllBlocks(teacher.denoiser)
+        head = build_head(trunk, teacher.smallest_shape, teacher.probe())
+        own: dict[str, Any] = {"sample_shape": teacher.sample_shape, "trunk": trunk}
         return cls(generator, head, teacher.denoiser, plan, config, **own)
 
     def generator_loss(self, batch: Batch) -> Loss:
