@@ -45,6 +45,14 @@ def clamped_alignment(image: Tensor, text: Tensor, tau: float) -> Tensor:
     return F.relu(tau - cosine)
 
 
+def mean_pseudo_huber(x: Tensor, y: Tensor, c: float = 0.00054) -> Tensor:
+    """sqrt(mean (x - y)^2 + c^2) - c: iCT's distance (Song and Dhariwal 2023) over sqrt(d).
+
+    Its gradient is of the size of a squared error's, whatever the number d of dimensions.
+    """
+    return (squared_error(x, y) + c**2).sqrt() - c
+
+
 def pseudo_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """1/2 mean (x0 - sg[x0 - g])^2: the loss whose gradient at x0 is g, over the mean's numel."""
     target = (x0 - gradient).detach()

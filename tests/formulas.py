@@ -205,7 +205,8 @@ def dmd(hand: Hand) -> Tensor:
     assert hand.x0 is not None
     assert hand.z is not None
     pairs = hand.from_noise(hand.z, 0, hand.cond)
-    distance = (pairs - hand.x0).flatten(1).norm(dim=1).mean()  # pseudo-Huber's with c = 0
+    square = (pairs - hand.x0).flatten(1).square().mean(dim=1)
+    distance = ((square + 0.00054**2).sqrt() - 0.00054).mean()  # iCT's c
     return matching + config.regression_weight * distance
 
 

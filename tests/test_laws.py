@@ -47,6 +47,7 @@ from stepdistill.losses import (
     gan_generator,
     kl_gradient,
     mean_flat,
+    mean_pseudo_huber,
     pseudo_huber,
     pseudo_loss,
     squared_error,
@@ -471,6 +472,18 @@ def test_pseudo_huber_is_its_formula(c):
     close(pseudo_huber(x, y, c), (norm**2 + c**2).sqrt() - c)
     if c == 0:
         close(pseudo_huber(x, y), norm)
+
+
+def test_the_mean_pseudo_huber_is_icts_over_the_root_of_the_dimensions():
+    """With iCT's c = 0.00054 sqrt(d); its gradient does not shrink with d, as the norm's does."""
+    for d in (3, 300):
+        x, y = noise(5, d), noise(5, d, seed=1)
+        close(mean_pseudo_huber(x, y), pseudo_huber(x, y, 0.00054 * d**0.5) / d**0.5)
+        x.requires_grad_()
+        (g,) = torch.autograd.grad(mean_pseudo_huber(x, y).sum(), x)
+        close(d**2 * (g**2).mean(1), torch.ones(5), 1e-5)
+        same = mean_pseudo_huber(y, y)
+        close(same, torch.zeros(5))
 
 
 def test_pseudo_huber_is_quadratic_near_0_and_linear_far_out():

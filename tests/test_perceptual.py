@@ -24,7 +24,7 @@ from stepdistill.decoding import Decoder
 from stepdistill.draws import Draws
 from stepdistill.errors import UserError
 from stepdistill.families import of_pipeline
-from stepdistill.losses import pseudo_huber, squared_error
+from stepdistill.losses import mean_pseudo_huber, squared_error
 from stepdistill.methods import DMD, DMDConfig, Regression, RegressionConfig
 from stepdistill.methods.base import Batch
 from stepdistill.perceptual import BACKBONE, LPIPS, large_enough, lpips_of, vgg_lpips
@@ -163,7 +163,7 @@ def test_a_videos_distance_is_the_mean_of_its_frames(network: nn.Module, small: 
 def test_the_options_choose_the_distance(latent: Teacher, own_name: str) -> None:
     """The methods' own distances without it, LPIPS with it, and a sentence for half of it."""
     assert Regression.from_teacher(latent, StepPlan(), RegressionConfig()).distance is squared_error
-    assert DMD.from_teacher(latent, StepPlan(), DMDConfig()).distance is pseudo_huber
+    assert DMD.from_teacher(latent, StepPlan(), DMDConfig()).distance is mean_pseudo_huber
     kinds: list[Any] = [Regression, DMD]
     for kind in kinds:
         config = kind.Config(lpips=True, lpips_weights=own_name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..losses import Distance, pseudo_huber
+from ..losses import Distance, mean_pseudo_huber
 from ..teachers import Teacher
 from .base import Batch, Loss, MethodCard
 from .matching import Matching, MatchingConfig, check_at_least_0
@@ -45,14 +45,14 @@ class DMD(Matching):
         teachers=("any with a deterministic sampler",),
     )
 
-    def __init__(self, *roles: Any, distance: Distance = pseudo_huber, **options: Any) -> None:
+    def __init__(self, *roles: Any, distance: Distance = mean_pseudo_huber, **options: Any) -> None:
         super().__init__(*roles, **options)
         self.distance, self.needs_data = distance, True
 
     @classmethod
     def more(cls, teacher: Teacher, config: Any) -> dict[str, Any]:
         """The distance of pairs."""
-        return {"distance": config.distance(teacher, pseudo_huber)}
+        return {"distance": config.distance(teacher, mean_pseudo_huber)}
 
     def generator_loss(self, batch: Batch) -> Loss:
         """The matching, and the weighted distance of the pairs."""
