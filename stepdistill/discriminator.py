@@ -134,10 +134,14 @@ class AllBlocks(nn.Module):
         self, x_t: Tensor, t: Tensor, cond: Conditioning, *, features: bool = False
     ) -> Prediction:
         """See :class:`Denoiser`."""
+        if not features:
+            return Prediction(self.denoiser(x_t, t, cond).x0_hat)
         for tap in self.taps:
-            tap.on = features
+            tap.on = True
         x0_hat = self.denoiser(x_t, t, cond).x0_hat
-        return Prediction(x0_hat, tuple(tap.take() for tap in self.taps) if features else ())
+        for tap in self.taps:  # the denoiser is called by others too
+            tap.on = False
+        return Prediction(x0_hat, tuple(tap.take() for tap in self.taps))
 
 
 class Head(nn.Module):

@@ -100,13 +100,16 @@ def test_all_blocks_of_a_transformer_are_its_list() -> None:
 
 
 def test_two_trunks_over_one_denoiser_do_not_meddle() -> None:
-    """Another trunk's taps are off while one is asked, and a copy has taps of its own."""
+    """Another trunk's taps are off while one is asked, and its own when the denoiser is asked by
+    someone else; a copy has taps of its own."""
     denoiser = unet()
     first, second = AllBlocks(denoiser), AllBlocks(denoiser)
     twin = copy.deepcopy(first)
     inputs = (torch.randn(2, 1, 8, 8), torch.full((2,), 0.3), told(2))
     expected = first(*inputs, features=True).features
     assert all(tap.value is None for tap in second.taps)
+    denoiser(*inputs)
+    assert all(tap.value is None for tap in first.taps)
     for other in (second, twin):
         found = other(*inputs, features=True).features
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
