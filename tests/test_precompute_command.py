@@ -655,6 +655,7 @@ def test_regression_on_the_digits_lowers_the_distance(tmp_path: Path) -> None:
     teacher, times = load_teacher("digits"), preset.times(1)
     given = ["--teacher=digits", "--data", seen, "--output", tmp_path / "run", "--batch_size=64"]
     more = [f"--times={times}", "--max_steps=30", "--method.lr=1e-3", "--ema_half_life=0"]
+    more += ["--lr_warmup=0", "--lr_decay=0"]
     assert run("train", "regression", *given, *more) == 0
     student = full("generator", teacher.student())  # with the null class that exports lack
     start_from(tmp_path / "run", student, teacher)

@@ -31,7 +31,7 @@ from stepdistill.denoisers import (
 from stepdistill.draws import Draws
 from stepdistill.errors import UserError
 from stepdistill.methods import DMD2, Batch, DMD2Config
-from stepdistill.methods import dmd2 as dmd2_module
+from stepdistill.methods import rollout as rollout_module
 from stepdistill.plans import (
     StepPlan,
     backward_simulation,
@@ -736,7 +736,7 @@ def test_the_exit_step_is_uniform_over_iterations(steps, monkeypatch):
         counts[exit_step] += 1
         raise InterruptedError  # nothing else of the loss is needed
 
-    monkeypatch.setattr(dmd2_module, "backward_simulation", roll_out)
+    monkeypatch.setattr(rollout_module, "backward_simulation", roll_out)
     teacher = small_network(schedule).float()
     method = DMD2(
         full("generator", teacher),
