@@ -124,6 +124,22 @@ def test_the_same_command_leaves_finished_cells(two: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_path_is_timed_with_its_cell(tmp_path: Path) -> None:
+    """The seconds are those of the training and of the recording before it."""
+    budget = 128 * (4 * 100 + 3 * 7 + 7)  # the path of the preset, and one update of the generator
+    assert compare(tmp_path, "--budget", budget, methods=("disback",)) == 0
+    cell, run_folder = record(tmp_path, "disback-1-0")["cell"], tmp_path / "digits" / "disback-1-0"
+    assert cell["iterations"] == 3
+    kept = [
+        json.loads((run_folder / f"{name}.json").read_text()) for name in ("times", "path_times")
+    ]
+    assert [own["iterations"] for own in kept] == [3, 100]
+    each = [own["iterations"] / own["timed"] * own["processor"] for own in kept]
+    assert cell["processor_seconds"] == pytest.approx(sum(each))
+    assert each[1] > each[0]
+
+
+@pytest.mark.slow
 def test_another_budget_is_not_mixed_in(two: Path, capsys: Any) -> None:
     assert compare(two, "--budget", 2 * BUDGET) == 2
     said = capsys.readouterr().err
@@ -355,7 +371,7 @@ def test_the_meter_counts_a_start_s_first_iteration_as_the_others(
         for iteration in iterations:
             own(iteration, None, None)  # type: ignore[arg-type]
             now[0] += 1
-    assert own.of(5) == (5.0, 10.0)
+    assert own.spent() == (5.0, 10.0)
 
 
 def test_the_bar_is_as_quickstart_takes_it() -> None:

@@ -20,6 +20,7 @@ from ..evaluation.running.engine import Engine
 from ..evaluation.running.evaluation import Evaluation
 from ..memory import peak_gb
 from .cell import CELL, Cell
+from .tasks import peak_bytes
 from .training import Spent
 from .worlds import fid_ratio
 
@@ -69,7 +70,7 @@ def with_cell(record: Mapping[str, Any], cell: Cell, spent: Spent) -> dict[str, 
         "calls_per_sample": dict(task.calls.updates),
         "calls_per_iteration": task.calls.per_iteration,
         "pair_calls": task.pair_calls,
-        "update_peak_bytes": task.peak_bytes,
+        "update_peak_bytes": peak_bytes(cell.asked, task),
         "process_peak_bytes": int(peak_gb() * 2**30),
         "threads": torch.get_num_threads(),
         "fid_ratio": fid_ratio(metrics["fid"], floor, bar),

@@ -11,6 +11,8 @@ from ..ema import EMA
 from ..files import whole
 from ..methods.base import Method
 
+KEPT = ("iterations", "timed", "clock", "processor")
+
 
 class Meter:
     """A hook of ``fit`` that times iterations, by the clock and by the processor.
@@ -24,6 +26,7 @@ class Meter:
     def __init__(self, file: Path, save_every: int, minutes: float | None) -> None:
         self.file, self.save_every, self.minutes = file, save_every, minutes
         kept = json.loads(file.read_text()) if file.exists() else {}
+        self.iterations = int(kept.get("iterations", 0))
         self.timed = int(kept.get("timed", 0))
         self.clock = float(kept.get("clock", 0.0))
         self.processor = float(kept.get("processor", 0.0))
@@ -37,22 +40,22 @@ class Meter:
             self.timed += 1
             self.clock += now[0] - self._last[0]
             self.processor += now[1] - self._last[1]
-        self._last = now
+        self._last, self.iterations = now, iteration
         if iteration % self.save_every == 0:
             self.keep()
-        if self.minutes is not None and self.timed and self.of(iteration)[1] >= 60 * self.minutes:
+        if self.minutes is not None and self.timed and self.spent()[1] >= 60 * self.minutes:
             self.asked = True
             signal.raise_signal(signal.SIGTERM)
 
     def keep(self) -> None:
         """Write what was timed."""
-        kept = {"timed": self.timed, "clock": self.clock, "processor": self.processor}
+        kept = {name: getattr(self, name) for name in KEPT}
         with whole(self.file) as aside:
             aside.write_text(json.dumps(kept) + "\n")
 
-    def of(self, iterations: int) -> tuple[float, float]:
-        """(seconds by the clock, by the processor) of so many; NaN where none was timed."""
+    def spent(self) -> tuple[float, float]:
+        """(seconds by the clock, by the processor) of all iterations; NaN where none was timed."""
         if not self.timed:
             return float("nan"), float("nan")
-        part = iterations / self.timed
+        part = self.iterations / self.timed
         return part * self.clock, part * self.processor

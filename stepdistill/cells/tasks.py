@@ -96,9 +96,7 @@ class Task:
     """A method and a number of steps, whatever the seed.
 
     ``settings`` are options of ``train``, ``iterations`` all that the budget pays for, beside
-    ``pairs`` pairs of ``pair_calls`` each and the ``path_calls`` of a recorded path. ``peak_bytes``
-    is the most that an update takes of memory, weights and moments included; None where it could
-    not be counted.
+    ``pairs`` pairs of ``pair_calls`` each and the ``path_calls`` of a recorded path.
     """
 
     method: str
@@ -109,7 +107,6 @@ class Task:
     iterations: int
     pairs: int = 0
     pair_calls: int = 0
-    peak_bytes: int | None = None
     path_calls: float = 0.0
 
     def spent(self, iterations: int) -> float:
@@ -168,8 +165,7 @@ def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
             f"there are no settings for {method} on {asked.teacher}: add a preset of them to "
             "stepdistill/presets, or leave it out of --methods"
         )
-    given = {"teacher": asked.teacher, "output": str(asked.output), "steps": steps, **settings}
-    parsed = read_settings(method, as_arguments(given))
+    parsed = _parsed(asked, method, steps, settings)
     try:
         built = build_method(method, parsed, teacher)
         teacher.check_plan(built.plan)
@@ -191,8 +187,12 @@ def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
             f"step{'s' * (steps > 1)}: a generator update takes {least:,.0f}{beside}"
         )
     scaled = lengths.scaled(settings, iterations)
-    peak = _peak_bytes(built, teacher, parsed)
-    return Task(method, steps, scaled, calls, size, iterations, pairs, each, peak, recorded)
+    return Task(method, steps, scaled, calls, size, iterations, pairs, each, recorded)
+
+
+def _parsed(asked: Asked, method: str, steps: int, settings: Mapping[str, Any]) -> Settings:
+    given = {"teacher": asked.teacher, "output": str(asked.output), "steps": steps, **settings}
+    return read_settings(method, as_arguments(given))
 
 
 def _path_calls(method: Method, teacher: Teacher, parsed: Settings) -> float:
@@ -230,8 +230,13 @@ def pair_calls(teacher: Teacher, guidance_scale: float) -> int:
     return calls_of_sampler(sampler)
 
 
-def _peak_bytes(method: Method, teacher: Teacher, parsed: Settings) -> int | None:
-    """Of the CPU: weights, moments, and the gradients and activations of the largest update."""
+@torch.enable_grad()
+def peak_bytes(asked: Asked, task: Task) -> int | None:
+    """The most that an update takes of a CPU's memory: weights, moments, gradients and activations;
+    None where it cannot be counted."""
+    teacher = load_teacher(asked.teacher)
+    parsed = _parsed(asked, task.method, task.steps, task.settings)
+    method = build_method(task.method, parsed, teacher)
     one = TensorData(torch.zeros(1, *teacher.sample_shape), teacher.probe())
     found = estimate(method, one, parsed.get(FitConfig), 1, "cpu")
     return None if found.problem else found.peak

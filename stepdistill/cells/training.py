@@ -13,13 +13,14 @@ from .cell import Cell
 from .meter import Meter
 from .pairs import pairs_folder
 
-TIMES = "times.json"  # in the run folder: what the meter keeps
+# in the run folder: what the meters of the training and of a path's recording keep
+TIMES, PATH_TIMES = "times.json", "path_times.json"
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a training took: ``seconds`` by the clock and by the processor; ``stopped`` says that
-    it came to its limit before its last iteration."""
+    """What a training took, a path's recording with it: ``seconds`` by the clock and by the
+    processor; ``stopped`` says that it came to its limit before its last iteration."""
 
     iterations: int
     seconds: float
@@ -44,10 +45,15 @@ def train(cell: Cell) -> Spent | None:
         values["data"] = str(pairs_folder(cell.asked, cell.seed))
     cell.folder.mkdir(parents=True, exist_ok=True)
     meter = Meter(cell.folder / TIMES, task.settings["save_every"], cell.asked.minutes)
-    result = distil(task.method, as_arguments(values), [meter])
+    recording = Meter(cell.folder / PATH_TIMES, task.settings.get("path.every", 1), None)
+    result = distil(task.method, as_arguments(values), [meter], [recording])
     meter.keep()
     if result.interrupted and not meter.asked:
         return None
     if result.interrupted and read_card(run.student).get("iteration") != result.iteration:
         export_checkpoint(run.path, run.student, result.iteration)
-    return Spent(result.iteration, *meter.of(result.iteration), result.interrupted)
+    clock, processor = meter.spent()
+    if recording.iterations:
+        before = recording.spent()
+        clock, processor = clock + before[0], processor + before[1]
+    return Spent(result.iteration, clock, processor, result.interrupted)

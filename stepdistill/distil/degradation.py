@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..data import Data
 from ..ema import EMA
 from ..errors import UserError
 from ..files import differences, save_whole, whole
-from ..fit import FitConfig, FitResult, fit
+from ..fit import FitConfig, FitResult, Hook, fit
 from ..methods.base import Method
 from ..methods.disback import Backtracking, Degradation, PathOptions, StateFile
 from ..methods.matching import Matching
@@ -56,6 +56,7 @@ def record_path(
     settings: Settings,
     compared: Mapping[str, Any],
     dropout: ConditionDropout | None,
+    hooks: Sequence[Hook] = (),
 ) -> FitResult | None:
     """Record the states of the path that ``method`` has, if it has one, and start its critic.
 
@@ -88,7 +89,7 @@ def record_path(
             folder,
             settings=shared,
             accelerator=accelerator,
-            hooks=[cut],
+            hooks=[cut, *hooks],
             condition_dropout=dropout,
         )
         if result.interrupted:

@@ -73,11 +73,15 @@ class _Asked:
 
 
 def distil(
-    name: str, arguments: Sequence[str] | None = None, hooks: Sequence[Hook] = ()
+    name: str,
+    arguments: Sequence[str] | None = None,
+    hooks: Sequence[Hook] = (),
+    path_hooks: Sequence[Hook] = (),
 ) -> FitResult:
     """Train method ``name`` in its run folder, export the averaged generator, write the report.
 
-    ``hooks`` are called after each iteration, beside those that the options name.
+    ``hooks`` are called after each iteration, beside those that the options name; ``path_hooks``
+    after each of a path's recording.
     """
     settings = read_settings(name, arguments)
     if settings.get(DistilOptions).dry_run:
@@ -111,7 +115,7 @@ def distil(
             _open(run, name, settings, data)
         writer = StudentWriter(name, teacher, run, settings)
         compared = _compared(name, settings)
-        result = record_path(method, data, settings, compared, asked.dropout)
+        result = record_path(method, data, settings, compared, asked.dropout, path_hooks)
         result = result or _fit(method, data, writer, compared, accelerator, asked, measuring)
         if accelerator.is_main_process and not result.interrupted:
             with result.ema.applied():
