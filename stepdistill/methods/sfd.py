@@ -32,15 +32,15 @@ from .sid import SiD, SiDConfig
 class SFDConfig(SiDConfig):
     """The published values on CIFAR-10."""
 
-    forget: tuple[str, ...] = ()  # classes by number, or prompts, that the student is to forget
-    override: tuple[str, ...] = ()  # what is made instead, at random; none: any other class
+    forget: tuple[int | str, ...] = ()  # classes by number, or prompts, to be forgotten
+    override: tuple[int | str, ...] = ()  # what is made instead, at random; none: any other class
     forget_weight: float = 0.01  # of the forgotten samples' losses beside the others'
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.forget_weight < math.inf:
             raise UserError(f"forget_weight must be above 0, got {self.forget_weight}")
-        if both := set(self.forget) & set(self.override):
+        if both := set(map(str, self.forget)) & set(map(str, self.override)):
             raise UserError(f"override names what is to be forgotten: {', '.join(sorted(both))}")
 
 
@@ -88,8 +88,7 @@ class SFD(SiD):
     def identity(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Tensor:
         """SiD's loss, where the teacher is told c_o in place of c_f."""
         instead = noisy._replace(cond=self.overridden(noisy.cond, batch))
-        x0_real = self.x0_real(instead, batch)
-        x0_fake = self.guided(self.critic.frozen)(*noisy).x0_hat
+        x0_real, x0_fake = self.x0_real(instead, batch), self.x0_fake(noisy)
         return sid_loss(x0, x0_real, x0_fake, self.config.alpha).mean()
 
     def critic_loss(self, batch: Batch) -> Loss:
@@ -115,12 +114,13 @@ class SFD(SiD):
         return told.select(index.to(next(iter(told.values())).device))
 
 
-def told(teacher: Teacher, values: tuple[str, ...]) -> list[Any]:
-    """Prompts as they are, classes as numbers; UserError for a class that the teacher lacks."""
+def told(teacher: Teacher, values: tuple[int | str, ...]) -> list[Any]:
+    """Prompts as text, classes as numbers; UserError for a class that the teacher lacks."""
+    named = [str(value) for value in values]
     if teacher.is_told_by_text:
-        return list(values)
+        return named
     known = [str(k) for k in range(teacher.num_classes or 0)]
-    if unknown := [value for value in values if value not in known]:
+    if unknown := [name for name in named if name not in known]:
         has = f"the classes 0 to {len(known) - 1}" if known else "no classes"
         raise UserError(f"{teacher.name} has {has}, and no {', '.join(unknown)} to forget or make")
-    return [int(value) for value in values]
+    return [int(name) for name in named]
