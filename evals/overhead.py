@@ -17,7 +17,6 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from stepdistill.draws import Draws
 from stepdistill.errors import UserError
 from stepdistill.fit import FitConfig, fit
 from stepdistill.methods.base import Batch, Loss, Method
+from stepdistill.metrics.latency import work_clock
 from stepdistill.teachers import load_teacher
 
 
@@ -68,7 +68,7 @@ class Turns:
         proper = getattr(method, name)
 
         def stamped(batch: Batch) -> Loss:
-            self.stamps.append(_now())
+            self.stamps.append(work_clock())
             loss: Loss = proper(batch)
             return loss
 
@@ -166,13 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if options.output:
         Path(options.output).write_text(text + "\n")
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 if __name__ == "__main__":

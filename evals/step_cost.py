@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from stepdistill.distil import DistilOptions, build_method, load_data, read_sett
 from stepdistill.draws import Draws
 from stepdistill.errors import UserError
 from stepdistill.methods.base import Batch, Loss, Method
+from stepdistill.metrics.latency import work_clock
 from stepdistill.presets import digits
 from stepdistill.teachers import load_teacher
 
@@ -68,7 +68,7 @@ def device() -> str:
 
 def cycle(method: Method, x0: Tensor, cond: Conditioning, first: int) -> float:
     """Seconds of one cycle from iteration ``first`` on."""
-    began = _now()
+    began = work_clock()
     for iteration in range(first, first + method.critic_steps):
         for purpose in method.updates:
             if purpose == "generator" and iteration + 1 < first + method.critic_steps:
@@ -78,7 +78,7 @@ def cycle(method: Method, x0: Tensor, cond: Conditioning, first: int) -> float:
             roles = [method.roles[name] for name in method.updates[purpose]]
             learn = [p for role in roles for p in role.trainable().values()]
             torch.autograd.grad(loss.value, learn)
-    return _now() - began
+    return work_clock() - began
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -115,13 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = json.dumps(measure(options), indent=1)
     print(text)
     Path(options.output).write_text(text + "\n")
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in children
 
 import pytest
 import torch
+from commands import check_exports_here, draw_no_report
+from tiny import tiny_teacher_folder
 
 torch.set_num_threads(1)
 
@@ -35,3 +38,16 @@ def reached(request: pytest.FixtureRequest) -> Reached:
                 )
 
     return record
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random class-conditional teacher folder."""
+    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
+
+
+@pytest.fixture
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of ``train`` check their export in this process, and draw no curves."""
+    check_exports_here(monkeypatch)
+    draw_no_report(monkeypatch)

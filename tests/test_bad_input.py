@@ -30,12 +30,6 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random class-conditional teacher folder."""
-    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def trained(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A four-step run of two iterations."""
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -47,10 +41,7 @@ def trained(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 class Refusal:

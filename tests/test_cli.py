@@ -33,12 +33,6 @@ PROGRAMS = [["train", name] for name in METHODS]
 PROGRAMS += [[name] for name in COMMANDS if name not in ("train", "methods", "families", "recipes")]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random class-conditional teacher folder."""
-    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
-
-
 @pytest.fixture
 def with_report() -> None:
     """Draw the curves of report.html too, which takes longer than these runs."""

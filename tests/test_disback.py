@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import check_exports_here, draw_no_report, run
+from commands import run
 from run_tiny import same, state
 from safetensors.torch import load_file, save_file
 from tiny import tiny_teacher, tiny_teacher_folder
@@ -320,10 +320,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def train(folder: Path, output: Path, *more: object, name: str = "disback") -> int:

@@ -29,7 +29,10 @@ from stepdistill.roles import full
 from stepdistill.running_means import RunningMeans
 from stepdistill.schedules import EDMSchedule
 
-ALONE: Callable[[Tensor], Tensor] = lambda sums: sums  # noqa: E731 - one process
+
+def alone(sums: Tensor) -> Tensor:
+    """The sum over one process."""
+    return sums
 
 
 def fdiv(name: str = "jensen_shannon", **options: Any) -> Any:
@@ -39,7 +42,7 @@ def fdiv(name: str = "jensen_shannon", **options: Any) -> Any:
 
 def fold(method: Any) -> None:
     for means in method.statistics.values():
-        means.fold(ALONE)
+        means.fold(alone)
 
 
 # --- the weight --------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ def test_cutting_a_batch_changes_no_mean(cuts: int) -> None:
         values, index = noise(64, seed=step).exp(), torch.arange(64) % 3
         index[:8] = 3 if step == 2 else 0
         whole, first, second = means
-        added(values, index, whole, 1).fold(ALONE)
+        added(values, index, whole, 1).fold(alone)
         halves = list(zip(values.chunk(2), index.chunk(2), strict=True))
         for rank, (some, where) in zip((first, second), halves, strict=True):
             added(some, where, rank, cuts)
@@ -242,8 +245,8 @@ def test_a_mean_is_even_at_first_and_forgets_then() -> None:
         if i == 2:
             means.add(torch.tensor([5.0]), torch.tensor([2]))
         assert means.at(torch.tensor([1])).item() == pytest.approx(expected)  # not before the fold
-        means.fold(ALONE)
-        means.fold(ALONE)  # nothing was added since: nothing changes
+        means.fold(alone)
+        means.fold(alone)  # nothing was added since: nothing changes
         decay = min(folds / (folds + 1), 0.75)
         expected, folds = decay * expected + (1 - decay) * m, folds + 1
         assert means.means[1].item() == pytest.approx(expected)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import check_exports_here, draw_no_report, run
+from commands import run
 from run_tiny import same
 from tiny import tiny_teacher_folder
 from torch import Tensor
@@ -22,16 +22,7 @@ from stepdistill.runs import RunFolder
 LORA = ["--lora.rank=2", "--lora.targets=[time_emb_proj]"]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random class-conditional teacher folder."""
-    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import check_exports_here, draw_no_report, run
+from commands import run
 from safetensors.torch import load_file
 from test_fid_command import weights as weights
 from test_measuring import NUM, halves, measured, pictures
-from test_measuring import teacher as teacher
 from test_measuring import train as train_default
 from tiny_clips import dinov2_folder, transformers_folder
 from tiny_pipelines import PIPELINES
@@ -40,10 +39,7 @@ from stepdistill.teachers import LoadOptions, load_teacher
 PROMPTS = ("a red cat", "a blue dog", "three apples")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from commands import check_exports_here, draw_no_report, run
 from PIL import Image
 from run_tiny import digest, free_port, launch, stderr_of
 from safetensors.torch import load_file, save_file
-from tiny import tiny_teacher_folder
 from torch import Tensor
 
 from stepdistill import checkpoint
@@ -42,16 +41,7 @@ from stepdistill.teachers import load_teacher
 NUM, BLOCK = 60, 30
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random class-conditional teacher folder."""
-    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def train(teacher: Path, output: Path, *more: object) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import check_exports_here, draw_no_report, run
+from commands import run
 from diffusers import DDPMScheduler, LCMScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -57,10 +57,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def options(name: str) -> list[str]:

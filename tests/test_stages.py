@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import check_exports_here, draw_no_report, run
+from commands import run
 from run_tiny import digest, same, state
-from tiny import tiny_teacher_folder
 
 from stepdistill.distil import stages
 from stepdistill.distil.options import DistilOptions
@@ -19,17 +18,7 @@ from stepdistill.fit import FitConfig
 from stepdistill.methods import DMD2Config, FDistillConfig
 from stepdistill.runs import RunFolder
 
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random class-conditional teacher folder."""
-    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_exports_here(monkeypatch)
-    draw_no_report(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def written(place: Path, listed: Any, **shared: Any) -> Path:

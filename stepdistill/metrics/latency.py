@@ -1,4 +1,4 @@
-"""Milliseconds an image, of whole calls."""
+"""Milliseconds an image, of whole calls; and the clock that work is timed by."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def ms_per_image(
         call()  # does not count
     seconds = [[_median_seconds(call) for call in calls] for _ in range(rounds)]
     return [1000 * statistics.median(own) / batch_size for own in zip(*seconds, strict=True)]
+
+
+def work_clock() -> float:
+    """Seconds of the processor, which others on the machine do not change; with a GPU those of the
+    clock, once all that was asked of it is done."""
+    return _now() if torch.cuda.is_available() else time.process_time()
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
