@@ -116,7 +116,7 @@ def _cat(batches: tuple[Noisy, ...]) -> Noisy:
 
 
 class AllBlocks(nn.Module):
-    """A denoiser whose features are those of all its blocks (LADD, section 3), not of one.
+    """A denoiser whose features are those of all its blocks (LADD), not of one.
 
     The denoiser is the very one that is given, and its own features stay what they are.
     """

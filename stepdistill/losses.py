@@ -89,7 +89,7 @@ def vsd_gradient(x0_real: Tensor, x0_fake: Tensor, alpha_t: Tensor, sigma_t: Ten
 def sid_loss(x0: Tensor, x0_real: Tensor, x0_fake: Tensor, alpha: float) -> Tensor:
     """mean (r - f)((r - x0) - alpha (r - f)) / mean |x0 - r|, r = x0_real, f = x0_fake: (B,).
 
-    The divisor is a constant of each sample. (Zhou et al., SiD, 2024, Eq. 23.)
+    The divisor is a constant of each sample. (Zhou et al., SiD, 2024: the released loss.)
     """
     scale = mean_flat((x0 - x0_real).abs()).clamp(min=1e-5).detach()
     apart = x0_real - x0_fake

@@ -98,8 +98,9 @@ class _Fetch(Dataset[Any]):
             return error  # raised by the reader: torch would hide it in a worker's traceback
 
     def _told(self, indices: list[int]) -> tuple[str, ...] | None:
-        known = self.texts and isinstance(self.data, ToldData)
-        found = self.data.texts(indices) if known else None  # type: ignore[attr-defined]
+        if not self.texts or not isinstance(self.data, ToldData):
+            return None
+        found = self.data.texts(indices)
         return None if found is None else tuple(found)
 
 

@@ -3,12 +3,12 @@
 A new generator's samples lie where the teacher's score means little. So the teacher is first made
 worse on purpose: a copy s' of it learns to denoise the samples of the frozen, untrained generator,
 
-    L = E[ w(t) |s'(x_t) - x0|^2 ],  x0 = G(z, c)                     (section 4.1: degradation)
+    L = E[ w(t) |s'(x_t) - x0|^2 ],  x0 = G(z, c)                     (degradation recording)
 
 and its states s'_0 (the teacher), s'_1, ..., s'_N are kept. Then the generator is led back along
 them: the critic starts as s'_N, and the real score is that of s'_(N-1), ..., s'_1 and at last the
-teacher's, each for ``interval`` iterations (section 4.2). Losses are those of the method that the
-path is of: any of the ones that match distributions.
+teacher's, each for ``interval`` iterations (distribution backtracking). Losses are those of the
+method that the path is of: any of the ones that match distributions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DMD: distribution matching distillation (Yin et al. 2024a, arXiv:2311.18828).
 
-    L = D_KL  +  regression_weight E[ d( G(z, t_1, c), x0(z, c) ) ]                 (Eq. 9)
+    L = D_KL  +  regression_weight E[ d( G(z, t_1, c), x0(z, c) ) ]      (the second: Eq. 9)
 
 The gradient of the KL is DMD2's without a GAN; the regression on noise-image pairs of the teacher's
 deterministic sampler keeps the modes, so that one critic update a generator update is enough. The
@@ -22,7 +22,7 @@ from .regression import PairOptions, regress
 
 @dataclass(frozen=True)
 class DMDConfig(PairOptions, MatchingConfig):
-    """The paper's values (section 4 and appendix there)."""
+    """One critic update a generator update, and the weight of the regression, as in the paper."""
 
     critic_steps: int = 1  # iterations a generator update: the critic learns in each
     regression_weight: float = 0.25  # of the pairs' distance

@@ -204,11 +204,16 @@ class Matching(RollsOut):
 
     def scores(self, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x0_real, x0_fake)."""
-        return self.x0_real(noisy, batch), self.critic.frozen(*noisy).x0_hat
+        return self.x0_real(noisy, batch), self.x0_fake(noisy)
 
     def x0_real(self, noisy: Noisy, batch: Batch) -> Tensor:
         """What the teacher makes of noisy samples."""
         return self.real_at(batch)(*noisy).x0_hat
+
+    def x0_fake(self, noisy: Noisy) -> Tensor:
+        """What the critic makes of them."""
+        x0_hat: Tensor = self.critic.frozen(*noisy).x0_hat
+        return x0_hat
 
     def gradient(self, seen: Seen, batch: Batch) -> Tensor:
         """At x0: DMD's (x0_fake - x0_real) / mean |x0 - x0_real|."""

@@ -2,12 +2,12 @@
 
 The Fisher divergence between teacher and generator, by an identity that needs no samples' score:
 
-    L = E[ w_t (x0_real - x0_fake)^T ((x0_real - x0) - a (x0_real - x0_fake)) ]     (Eq. 23)
+    L = E[ w_t (x0_real - x0_fake)^T ((x0_real - x0) - a (x0_real - x0_fake)) ]
 
-with w_t = 1 / mean |x0 - x0_real|, taken as a constant. Unlike a matched gradient it flows through
-both scores, whose weights do not learn. For the exact critic E[L / w] = (1 - a) E|x0_real -
-x0_fake|^2, which is negative for a > 1. Guided (SiD-LSG, arXiv:2406.01561), the critic learns
-under the same guidance too.
+with w_t = 1 / mean |x0 - x0_real|, taken as a constant (the released code's). Unlike a matched
+gradient it flows through both scores, whose weights do not learn. For the exact critic
+E[L / w] = (1 - a) E|x0_real - x0_fake|^2, which is negative for a > 1. Guided (SiD-LSG,
+arXiv:2406.01561), the critic learns under the same guidance too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .matching import Matching, MatchingConfig
 
 @dataclass(frozen=True)
 class SiDConfig(MatchingConfig):
-    """The paper's values on CIFAR-10 (Table 6 there)."""
+    """The published values on CIFAR-10."""
 
     generator_lr: float = 1e-5  # learning rate, constant
     critic_lr: float = 1e-5  # learning rate of the critic
@@ -61,9 +61,9 @@ class SiD(Matching):
         value = sid_loss(x0, *self.scores(noisy, batch), self.config.alpha).mean()
         return Loss(value, {"identity": value.detach()})
 
-    def scores(self, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(x0_real, x0_fake), both guided."""
-        return self.x0_real(noisy, batch), self.guided(self.critic.frozen)(*noisy).x0_hat
+    def x0_fake(self, noisy: Noisy) -> Tensor:
+        """Guided, as the real score is."""
+        return self.guided(self.critic.frozen)(*noisy).x0_hat
 
     def follow(self, x0: Tensor, noisy: Noisy, batch: Batch) -> Loss:
         """The critic's error under guidance."""

@@ -3,7 +3,7 @@
 (Nguyen and Tran 2024, arXiv:2312.05239; Wang et al. 2023, ProlificDreamer, arXiv:2305.16213.)
 Image-free: no real samples, no pairs. The gradient is
 
-    grad = E[ w_t (eps_real - eps_fake) dx0/dtheta ],   w_t = sigma_t^2        (SwiftBrush, Eq. 4)
+    grad = E[ w_t (eps_real - eps_fake) dx0/dtheta ],   w_t = sigma_t^2
          = E[ alpha_t sigma_t (x0_fake - x0_real) dx0/dtheta ]
 
 with both scores under guidance. The critic is a LoRA over the frozen teacher's own weights, and
@@ -34,7 +34,7 @@ from .matching import Matching, MatchingConfig, Seen
 
 @dataclass(frozen=True)
 class VSDConfig(AlignmentOptions, MatchingConfig):
-    """SwiftBrush's values for Stable Diffusion 2.1 (section 4 there, and its code)."""
+    """SwiftBrush's values for Stable Diffusion 2.1, as in its code."""
 
     generator_lr: float = 1e-6  # learning rate, constant
     critic_lr: float = 1e-3  # learning rate of the critic's adapters
@@ -102,9 +102,9 @@ class VSD(Matching):
         loss = super().match(x0, noisy, batch)
         return loss if self.alignment is None else self.alignment.beside(loss, x0, batch)
 
-    def scores(self, noisy: Noisy, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(x0_real, x0_fake), both guided."""
-        return self.x0_real(noisy, batch), self.guided(self.critic.frozen)(*noisy).x0_hat
+    def x0_fake(self, noisy: Noisy) -> Tensor:
+        """Guided, as the real score is."""
+        return self.guided(self.critic.frozen)(*noisy).x0_hat
 
     def gradient(self, seen: Seen, batch: Batch) -> Tensor:
         """At x0: sigma_t^2 (eps_real - eps_fake)."""
