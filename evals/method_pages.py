@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepdistill.cells.table import Group, groups, spread_text
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
+from stepdistill.evaluation.comparing.records import read_records
 from stepdistill.fields import options as options_of
 from stepdistill.fields import shown
 from stepdistill.methods import METHODS
@@ -28,10 +30,12 @@ class Options:
 
     Args:
         page: the file with a pair of markers for each table
+        records: the folder of the comparison's cells
         check: only compare
     """
 
     page: str = "docs/methods.md"
+    records: str = "evals/records/methods"
     check: bool = False
 
 
@@ -55,12 +59,33 @@ def defaults_of(kind: type[Any]) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(kind)}
 
 
-def rendered(text: str) -> str:
+def figures(name: str, measured: Sequence[Group]) -> str:
+    """One row a teacher and a number of calls, and where it stands among the methods compared."""
+    lines = [
+        "| teacher | budget | calls | seeds | ratio ↓ | place | accuracy, % ↑ | diversity → 1 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for group in measured:
+        for steps in sorted({row.steps for row in group.rows}):
+            peers = [row for row in group.rows if row.steps == steps]
+            for place, row in enumerate(peers, 1):
+                if row.method == name:
+                    ratio = spread_text(row.values["fid_ratio"], 2)
+                    accuracy = spread_text(row.values["accuracy"], 2)
+                    diversity = spread_text(row.values["diversity"], 3)
+                    cells = (ratio, f"{place} of {len(peers)}", accuracy, diversity)
+                    about = f"{group.teacher} | {group.budget:,.0f} | {steps} | {len(row.seeds)}"
+                    lines.append(f"| {about} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not among the methods compared."
+
+
+def rendered(text: str, measured: Sequence[Group]) -> str:
     """The page with every table between its markers. UserError for a method that it lacks."""
     text = between(text, "knobs of all", knobs(MatchingConfig))
     for name, method in METHODS.items():
         shared = MatchingConfig if issubclass(method.Config, MatchingConfig) else None
         text = between(text, f"knobs of {name}", knobs(method.Config, shared))
+        text = between(text, f"figures of {name}", figures(name, measured))
     return text
 
 
@@ -78,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse("stepdistill.evals.method_pages", (Options,), {}, arguments).get(Options)
     page = Path(options.page)
     text = page.read_text()
-    wanted = rendered(text)
+    cells = [str(path) for path in sorted(Path(options.records).glob("*.json"))]
+    wanted = rendered(text, groups(read_records(cells)))
     if options.check and wanted != text:
         raise UserError(f"{page} is not what the code says: run this without --check")
     if wanted != text:

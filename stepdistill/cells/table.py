@@ -116,7 +116,7 @@ def _markdown(group: Group) -> str:
     own = [f"{bar[group.accuracy]:.2f}", f"{bar['diversity']:.3f}", "", "", ""]
     lines.append([f"teacher{guidance}", str(bar["nfe"]), "1", "1", *own])
     for row in group.rows:
-        cells = [_cell(row.values[key], digits, unit) for key, _, digits, unit in COLUMNS]
+        cells = [spread_text(row.values[key], digits, unit) for key, _, digits, unit in COLUMNS]
         lines.append([row.method, str(row.steps), str(len(row.seeds)), *cells])
     shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{shown}\n\n{_below(group)}"
@@ -151,7 +151,8 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None
     return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None
 
 
-def _cell(values: Sequence[float | None], digits: int, unit: int) -> str:
+def spread_text(values: Sequence[float | None], digits: int, unit: int = 1) -> str:
+    """Mean ± standard deviation over ``unit``; a dash where nothing is known."""
     spread = _spread([value / unit for value in known(values)])
     if spread is None:
         return "–"
