@@ -133,6 +133,31 @@ def test_seeds_of_one_model_are_one_row(tmp_path: Path) -> None:
         assert row.seeds == 3
 
 
+def trained(name: str, seed: int, fid: float, **changes: Any) -> dict[str, Any]:
+    """A record of ``stepdistill compare``: weights of its own, and samples of its own seeds."""
+    settings = {"max_steps": 900, "method.critic_steps": 3}
+    cell = {"teacher": "digits", "method": "dmd2", "budget": 1.2e6, "settings": settings}
+    own = record(name, 50_000 * seed, metrics={"fid": fid}, model__config_sha256={"a": name})
+    return {**own, "cell": {**cell, "steps": 1, "seed": seed, "pairs": 0, **changes}}
+
+
+def test_students_trained_alike_are_one_row(tmp_path: Path) -> None:
+    """Of three seeds of training, with Student's interval over them; other settings and another
+    budget are other rows, told apart where their names would be the same."""
+    values = [2.50, 2.62, 2.53]
+    students = [trained(f"s{i}", i, fid) for i, fid in enumerate(values)]
+    longer = trained("s3", 0, 2.1, budget=2.4e6)
+    other = trained("s4", 0, 2.2, method="sid")
+    [table] = compared(tmp_path, *students, longer, other)
+    assert [row.seeds for row in table.rows] == [3, 1, 1]
+    assert table.rows[0].values["fid"] == over_seeds(values)
+    names = ["dmd2, 1,200,000 calls of training", "dmd2, 2,400,000 calls of training", "sid"]
+    assert table.names == names
+    slower = trained("s5", 1, 2.3, settings={"max_steps": 800, "method.critic_steps": 3})
+    [table] = compared(tmp_path, students[0], slower)
+    assert [row.seeds for row in table.rows] == [1, 1]
+
+
 def test_one_seed_has_the_interval_of_its_standard_error(tmp_path: Path) -> None:
     [table] = compared(tmp_path, record(errors={"fid": 0.05}))
     found = table.rows[0].values
@@ -689,6 +714,7 @@ def test_a_value_that_is_no_number_is_a_dash_with_a_note(tmp_path: Path) -> None
         (json.dumps(record(details={"kid": 0.1})), "its details is not objects by name"),
         (json.dumps(record(speed={"ms_per_image": 0})), "its speed.ms_per_image is not"),
         (json.dumps(record(samples={"folder": 3})), "its samples.folder is not text"),
+        (json.dumps(record(cell={"method": "sid"})), "its cell is not the teacher, method, budget"),
         ("\udce9", "cannot read the record"),
     ],
 )

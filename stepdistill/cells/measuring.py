@@ -20,6 +20,7 @@ from ..evaluation.running.engine import Engine
 from ..evaluation.running.evaluation import Evaluation
 from ..memory import peak_gb
 from .cell import CELL, Cell
+from .pairs import APART
 from .tasks import peak_bytes
 from .training import Spent
 from .worlds import fid_ratio
@@ -33,7 +34,8 @@ def measure(cell: Cell, spent: Spent) -> dict[str, Any] | None:
     state = PartialState(cpu=not torch.accelerator.is_available())
     writable(cell.record)
     subject = load_subject(str(cell.folder / "student"), device=state.device)
-    asked = AskedOfEval(cell.record, num=cell.asked.samples, batch_size=BATCH)
+    first = cell.seed % APART * cell.asked.samples  # no noise twice over the seeds of training
+    asked = AskedOfEval(cell.record, num=cell.asked.samples, batch_size=BATCH, seed=first)
     protocol = find_protocol(cell.asked.world.protocol)
     evaluation = Evaluation.of(subject, protocol, asked, state.device)
     settings = settings_of(evaluation)

@@ -17,7 +17,7 @@ def labels(groups: Sequence[Sequence[Record]]) -> list[tuple[str, str]]:
     firsts = [group[0] for group in groups]
     said = [record.name for record in firsts]
     names = said
-    for tell in (_folder, _steps, _guidance, _dtype, _call, _size, _weights, _configs):
+    for tell in (_folder, _steps, _budget, _guidance, _dtype, _call, _size, _weights, _configs):
         told = [tell(record) for record in firsts]
         ways = {text: {t for s, t in zip(said, told, strict=True) if s == text} for text in said}
         added = [own if len(ways[text]) > 1 else "" for text, own in zip(said, told, strict=True)]
@@ -39,8 +39,14 @@ def _steps(record: Record) -> str:
 
 
 def _folder(record: Record) -> str:
+    if record.cell:
+        return f" of {record.cell['teacher']}"
     parent = Path(str(record.model.get("path") or "")).parent.name
     return f" of {parent}" if parent else ""
+
+
+def _budget(record: Record) -> str:
+    return f", {record.cell['budget']:,.0f} calls of training" if record.cell else ""
 
 
 def _guidance(record: Record) -> str:

@@ -32,8 +32,16 @@ class Record:
 
     @property
     def name(self) -> str:
-        """What the model is called: its name, else its folder's."""
+        """What the model is called: its name, else its folder's; a student of ``stepdistill
+        compare`` by its method."""
+        if self.cell:
+            return str(self.cell["method"])
         return str(self.model.get("name") or Path(self.model["path"]).name or self.model["path"])
+
+    @property
+    def cell(self) -> Mapping[str, Any]:
+        """How its student was trained, if ``stepdistill compare`` did; else {}."""
+        return self.part("cell")
 
     @property
     def sampling(self) -> Mapping[str, Any]:

@@ -1,4 +1,7 @@
-"""One row a model, its number of steps and its settings: several seeds are one row."""
+"""One row a model, its number of steps and its settings: several seeds are one row.
+
+So are students of ``stepdistill compare`` that were trained alike, each with a seed of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from .labels import labels
 from .records import Record
 from .schema import finite
 
+TRAINED = ("teacher", "method", "budget", "pairs", "settings")  # of a cell
 SETTINGS = ("calls", "guidance_scale", "dtype", "plan", "image_size")  # of sampling
 
 
@@ -179,7 +183,8 @@ def _check_seeds(records: Sequence[Record]) -> None:
 
 def _identity(record: Record) -> str:
     """A model by its weights, else its path, with its files of settings, what each call of it is
-    given, and how it was sampled; numbers as 1.0, never 1."""
+    given, and how it was sampled; numbers as 1.0, never 1. A student by how it was trained, where
+    ``stepdistill compare`` did."""
     model = record.model
     own = model.get("sha256") or model.get("path") or model.get("name")
     if record.of_images:  # equal images under two names are two rows, as other images of one name
@@ -187,4 +192,6 @@ def _identity(record: Record) -> str:
     settings: list[Any] = [record.steps, *(record.sampling.get(name) for name in SETTINGS)]
     numbers = [float(value) if finite(value) else value for value in settings]
     more = [model.get(name) for name in ("config_sha256", "call")]  # its scheduler; size, frames
+    if record.cell:
+        own, more = [record.cell.get(name) for name in TRAINED], []
     return json.dumps([own, *numbers, *more], sort_keys=True)

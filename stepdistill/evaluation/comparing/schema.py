@@ -94,6 +94,12 @@ def _are_seeds(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_whole, value))
 
 
+def _is_training(value: Any) -> bool:
+    own = value if _is_object(value) else {}
+    named = _is_text(own.get("teacher")) and _is_text(own.get("method"))
+    return named and _is_positive(own.get("budget")) and _is_object(own.get("settings"))
+
+
 def _are_told(value: Any) -> bool:
     fits = (_is_text(one) or _is_whole(one) or one is None for one in value or ())
     return isinstance(value, list) and all(fits)
@@ -160,6 +166,7 @@ OPTIONAL: dict[str, Check] = {
     "speed.batch_size": COUNT,
     "speed.device": TEXT,
     "speed.memory_of": TEXT,
+    "cell": (_is_training, "the teacher, method, budget and settings of a training"),
     "samples": OBJECT,
     "samples.folder": TEXT,
     "samples.told": (_are_told, "a list of texts, whole numbers and nulls"),
