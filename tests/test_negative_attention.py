@@ -13,22 +13,28 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
+    FluxTransformer2DModel,
     LCMScheduler,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor
 from tiny_pipelines import CALLS, PIPELINES, image
 from torch import Tensor, nn
 
 from stepdistill import families
 from stepdistill.backbones.latent import LatentFamily
+from stepdistill.backbones.packed import unpack
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers import Denoiser
 from stepdistill.errors import UserError
+from stepdistill.methods import SNOOPI, SNOOPIConfig
 from stepdistill.negative_attention import (
     NegativeCrossAttention,
+    NegativeFluxAttention,
     NegativeJointAttention,
     is_steered,
     negative_call,
@@ -40,8 +46,11 @@ from stepdistill.plans import StepPlan
 from stepdistill.roles import LoRAOptions, full, trainable_role
 from stepdistill.teachers import LoadOptions, Teacher
 
-NAMES = ("sd15", "sd21", "sdxl", "pixart-alpha", "pixart-1024", "pixart-sigma", "sd3", "sd35")
-ONE_OF_EACH = ("sd15", "sdxl", "pixart-alpha", "sd35")
+NAMES = (
+    *("sd15", "sd21", "sdxl", "pixart-alpha", "pixart-1024", "pixart-sigma", "sd3", "sd35"),
+    *("flux", "schnell"),
+)
+ONE_OF_EACH = ("sd15", "sdxl", "pixart-alpha", "sd35", "flux")
 A = torch.tensor([0.3, 0.8])
 T = torch.tensor([0.9, 0.4])
 
@@ -61,6 +70,7 @@ def sd35() -> DiffusionPipeline:
 VARIANTS = {
     "pixart-1024": ("pixart-alpha", partial(image.pixart_alpha, additional_conditions=True)),
     "sd35": ("sd3", sd35),
+    "schnell": ("flux", partial(image.flux, guidance_embeds=False)),
 }
 
 
@@ -303,6 +313,65 @@ def test_joint_attention_beside_the_stock_one() -> None:
     torch.testing.assert_close(only_image, layer(x, text)[0], rtol=0, atol=1e-12)
 
 
+def flux_layer(single: bool) -> FluxAttention:
+    torch.manual_seed(0)
+    own: dict[str, Any] = {"pre_only": True} if single else {"added_kv_proj_dim": 12}
+    layer = FluxAttention(12, heads=3, dim_head=4, out_dim=12, bias=True, **own).double()
+    for weight in layer.parameters():
+        nn.init.normal_(weight, std=0.5)
+    layer.set_processor(NegativeFluxAttention(layer.processor))
+    return layer
+
+
+def angles(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random (cos, sin) of a position each, as Flux' embedding gives them for 4 dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    angle = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    return tuple(wave.repeat_interleave(2, dim=1) for wave in (angle.cos(), angle.sin()))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_flux_attention_is_the_formula(single: bool) -> None:
+    """The stock layer called without the negative tokens gives image and prompt, called without
+    the prompt the negative tokens; what the image loses is written out."""
+    layer = flux_layer(single)
+    x, positive, negative = tokens((2, 6, 12), (2, 5, 12), (2, 5, 12))
+    of_text, of_image = angles(5, 2), angles(6, 3)
+    rotary = [torch.cat(both) for both in zip(of_text, of_image, strict=True)]
+    doubled = [torch.cat(both) for both in zip(of_text, of_text, of_image, strict=True)]
+
+    def called(text: Tensor, places: list[Tensor], **steering: Any) -> tuple[Tensor, Tensor]:
+        """(image, text) of a call, whichever kind of layer it is."""
+        if single:
+            out = layer(torch.cat([text, x], 1), image_rotary_emb=tuple(places), **steering)
+            return out[:, text.shape[1] :], out[:, : text.shape[1]]
+        found: tuple[Tensor, Tensor] = layer(x, text, None, tuple(places), **steering)
+        return found
+
+    def heads(which: Tensor, place: str, norm: str | None, of_words: bool) -> Tensor:
+        name = f"add_{place}_proj" if of_words and not single else f"to_{place}"
+        made = by_head(which, getattr(layer, name), 3)
+        if norm is None:
+            return made
+        own = getattr(layer, f"norm_added_{norm}" if of_words and not single else f"norm_{norm}")
+        made = made / (made.square().mean(-1, keepdim=True) + own.eps).sqrt() * own.weight
+        return apply_rotary_emb(made, of_text if of_words else of_image, sequence_dim=2)
+
+    both = torch.cat([positive, negative], 1)
+    image_out, text_out = called(both, doubled, negative_scale=A, negative_tokens=5)
+    stock, stock_positive = called(positive, rotary)
+    _, stock_negative = called(negative, rotary)
+    query = heads(x, "q", "q", False)
+    keys = torch.cat([heads(negative, "k", "k", True), heads(x, "k", "k", False)], dim=2)
+    to_negative = softmax(query @ keys.transpose(-1, -2) / 4**0.5)[..., :5]
+    lost = A[:, None, None, None] * (to_negative @ heads(negative, "v", None, True))
+    lost = torch.cat(lost.unbind(1), dim=-1)
+    lost = lost if single else lost @ layer.to_out[0].weight.T
+    torch.testing.assert_close(image_out, stock - lost, rtol=0, atol=1e-11)
+    expected = torch.cat([stock_positive, stock_negative], 1)
+    torch.testing.assert_close(text_out, expected, rtol=0, atol=1e-11)
+
+
 # the networks, as training calls them
 
 
@@ -321,8 +390,8 @@ def test_at_zero_and_without_a_negative_prompt_it_is_the_stock_network(teacher: 
     assert kinds == [type(layer.processor) for layer in attentions(teacher.denoiser)]
 
 
-def attentions(module: nn.Module) -> list[Attention]:
-    return [layer for layer in module.modules() if isinstance(layer, Attention)]
+def attentions(module: nn.Module) -> list[Any]:
+    return [x for x in module.modules() if isinstance(x, Attention | FluxAttention)]
 
 
 def test_one_scale_a_sample(some_teacher: Teacher) -> None:
@@ -407,7 +476,8 @@ def test_a_copy_is_restored_alone(some_teacher: Teacher) -> None:
     steer(network)
     assert len(network._forward_pre_hooks) == hooks[0]
     stocks = [layer.processor.stock for layer in attentions(network)]
-    assert not any(isinstance(x, NegativeCrossAttention | NegativeJointAttention) for x in stocks)
+    kinds = NegativeCrossAttention | NegativeJointAttention | NegativeFluxAttention
+    assert not any(isinstance(stock, kinds) for stock in stocks)
 
 
 def test_lora_adapters_learn_through_it(some_teacher: Teacher) -> None:
@@ -465,7 +535,10 @@ def test_a_stock_pipeline_steers_by_the_call(released: Teacher) -> None:
     """a = 0 gives the plain call's latents, a > 0 others; guidance is off, so that the network is
     called once a step; the plain call stays as it was, bit for bit."""
     teacher, pipeline = released, released.pipeline
-    plain, sizes = sampled(teacher, {"prompt": PROMPTS, "guidance_scale": 1.0})
+    plain_call: dict[str, Any] = {"prompt": PROMPTS}
+    if not isinstance(teacher.denoiser.backbone.network, FluxTransformer2DModel):
+        plain_call["guidance_scale"] = 1.0  # Flux is told another, and called once a step with it
+    plain, sizes = sampled(teacher, plain_call)
     assert sizes == [2] * (3 if teacher.name == "sd15" else 2)  # PNDM calls once more
     at_zero, as_many = sampled(teacher, negative_call(pipeline, PROMPTS, "blurry", 0.0))
     assert as_many == sizes
@@ -475,7 +548,7 @@ def test_a_stock_pipeline_steers_by_the_call(released: Teacher) -> None:
     more, _ = sampled(teacher, negative_call(pipeline, PROMPTS, ["blurry", "a dog"], 0.5))
     assert off(more[:1], away[:1]) < 1e-4
     assert off(more[1:], away[1:]) > 1e-3
-    assert torch.equal(sampled(teacher, {"prompt": PROMPTS, "guidance_scale": 1.0})[0], plain)
+    assert torch.equal(sampled(teacher, plain_call)[0], plain)
 
 
 def test_a_stock_pipeline_gives_what_training_saw(released: Teacher) -> None:
@@ -492,7 +565,11 @@ def test_a_stock_pipeline_gives_what_training_saw(released: Teacher) -> None:
     sampled(teacher, negative_call(teacher.pipeline, PROMPTS, "blurry, bad", 0.3))
     hook.remove()
     cond = with_negative(teacher.encode(PROMPTS), teacher.encode(["blurry, bad"]), 0.3)
+    height, width = teacher.sample_shape[1:]
     for x, timestep, output in seen:
+        if isinstance(network, FluxTransformer2DModel):  # whose pipeline packs latents itself
+            x, output = (unpack(tokens_, height, width) for tokens_ in (x, output))
+            timestep = 1000 * timestep
         found = teacher.denoiser.backbone(x, timestep, cond)
         assert off(found, output[:, : found.shape[1]]) < 1e-5
 
@@ -554,11 +631,11 @@ def test_an_exported_student_takes_a_negative_prompt(tmp_path: Path) -> None:
 # mistakes
 
 
-@pytest.mark.parametrize("name", ["dit", "flux", "sana"])
+@pytest.mark.parametrize("name", ["dit", "sana"])
 def test_other_networks_are_refused(name: str) -> None:
     pipeline = PIPELINES[name]()
     network = pipeline.transformer
-    with pytest.raises(UserError, match=f"{type(network).__name__}.*SD3Transformer2DModel"):
+    with pytest.raises(UserError, match=f"{type(network).__name__}.*FluxTransformer2DModel"):
         steer(network)
     with pytest.raises(UserError, match=f"{type(pipeline).__name__}.*PixArtSigmaPipeline"):
         negative_call(pipeline, "a cat", "blurry", 0.2)
@@ -596,12 +673,21 @@ def test_u_nets_that_read_text_otherwise_are_refused(config: dict[str, Any]) -> 
     assert not is_steered(network)
 
 
-def test_processors_with_weights_are_refused() -> None:
-    network = unet()
-    attentions(network)[1].set_processor(IPAdapterAttnProcessor2_0(8, 8))
+@pytest.mark.parametrize("name", ["unet", "flux"])
+def test_processors_with_weights_are_refused(name: str) -> None:
+    network = unet() if name == "unet" else PIPELINES["flux"]().transformer
+    kind = IPAdapterAttnProcessor2_0 if name == "unet" else FluxIPAdapterAttnProcessor
+    attentions(network)[1].set_processor(kind(8, 8))
     with pytest.raises(UserError, match="unload them"):
         steer(network)
     assert not is_steered(network)
+
+
+def test_training_with_one_needs_a_null_conditioning() -> None:
+    """Flux is guided by a number: there is nothing whose place the negative prompt could take."""
+    config = SNOOPIConfig(negative_prompt="blurry", critic_dropout=0.0)
+    with pytest.raises(UserError, match="flux has no null conditioning whose place"):
+        SNOOPI.more(loaded("flux"), config)
 
 
 @pytest.mark.parametrize("scale", [-0.1, 1.5, float("nan")])

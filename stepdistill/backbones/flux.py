@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..denoisers import Backbone, Denoises, Prediction
+from ..negative_attention.conditions import attention_arguments
 from ..teachers import LoadOptions, Teacher
 from .family import FamilyCard
 from .latent import LatentFamily, encoder_device, latent_size, log_shift
@@ -45,6 +46,7 @@ class FluxBackbone(Backbone):
             img_ids=FluxPipeline._prepare_latent_image_ids(
                 len(x), height // 2, width // 2, x.device, x.dtype
             ),
+            joint_attention_kwargs=attention_arguments(self.network, cond),
             return_dict=False,
         )[0]
         return unpack(output, height, width)

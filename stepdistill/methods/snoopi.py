@@ -93,6 +93,11 @@ class SNOOPI(VSD):
                 raise UserError(
                     f"{teacher.name} is not told by text: leave method.negative_prompt out"
                 )
+            if teacher.null_cond is None:
+                raise UserError(
+                    f"{teacher.name} has no null conditioning whose place a negative prompt could "
+                    "take: leave method.negative_prompt out"
+                )
             negative = teacher.encode([config.negative_prompt])
             away = guide_of(replace(teacher, null_cond=negative))
             found |= {"negative": negative, "guide_away": away}

@@ -22,6 +22,7 @@ from .calls import negative_call as negative_call
 from .conditions import attention_arguments as attention_arguments
 from .conditions import with_negative as with_negative
 from .cross import NegativeCrossAttention as NegativeCrossAttention
+from .flux import NegativeFluxAttention as NegativeFluxAttention
 from .joint import NegativeJointAttention as NegativeJointAttention
 from .networks import is_steered as is_steered
 from .networks import restore as restore

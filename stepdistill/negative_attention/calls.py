@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .heads import SCALE
+from .heads import SCALE, TOKENS
 from .marks import marked
 from .networks import steer
 
 Call = dict[str, Any]
+UNGUIDED: Call = {"guidance_scale": 1.0}
 
 
 def negative_call(
@@ -27,11 +28,12 @@ def negative_call(
 
         pipeline(**negative_call(pipeline, "a cat", "blurry", scale=0.2), num_inference_steps=1)
 
-    They turn guidance off, as few-step students want it, and the pipeline's network is steered
-    (:func:`~stepdistill.negative_attention.steer`), which other calls do not notice. ``scale`` is
-    NASA's a in [0, 1]: 0.1 for SD 1.5, 0.2 for SD 2.1, 0.5 for PixArt-alpha (arXiv:2412.02687).
-    ``encoding`` goes to ``encode_prompt``, such as ``max_sequence_length``. One negative prompt
-    stands for all. UserError for another kind of pipeline or network, or another scale.
+    They turn guidance off, as few-step students want it (Flux keeps the scale that it is told),
+    and the pipeline's network is steered (:func:`~stepdistill.negative_attention.steer`), which
+    other calls do not notice. ``scale`` is NASA's a in [0, 1]: 0.1 for SD 1.5, 0.2 for SD 2.1, 0.5
+    for PixArt-alpha (arXiv:2412.02687). ``encoding`` goes to ``encode_prompt``, such as
+    ``max_sequence_length``. One negative prompt stands for all. UserError for another kind of
+    pipeline or network, or another scale.
     """
     kind = type(pipeline).__name__
     if kind not in CALLS:
@@ -51,15 +53,14 @@ def negative_call(
     steer(pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer)
     away = away * len(told) if len(away) == 1 else away
     with torch.no_grad():
-        call = CALLS[kind](pipeline, told, away, scale, encoding)
-    return {**call, "guidance_scale": 1.0}
+        return CALLS[kind](pipeline, told, away, scale, encoding)
 
 
 def _sd(pipeline: Any, told: list[str], away: list[str], scale: float, encoding: Call) -> Call:
     device = pipeline._execution_device  # which the other pipelines find by themselves
     embeds, negative = pipeline.encode_prompt(told, device, 1, True, away, **encoding)
     both = torch.cat([embeds, negative], dim=1)
-    return {"prompt_embeds": both, "cross_attention_kwargs": {SCALE: scale}}
+    return {**UNGUIDED, "prompt_embeds": both, "cross_attention_kwargs": {SCALE: scale}}
 
 
 def _sdxl(pipeline: Any, told: list[str], away: list[str], scale: float, encoding: Call) -> Call:
@@ -74,7 +75,18 @@ def _sd3(pipeline: Any, told: list[str], away: list[str], scale: float, encoding
 
 def _pooled(embeds: Tensor, negative: Tensor, pooled: Tensor, _: Tensor) -> Call:
     """The pooled embedding stays the prompt's own."""
-    return {"prompt_embeds": torch.cat([embeds, negative], 1), "pooled_prompt_embeds": pooled}
+    both = torch.cat([embeds, negative], dim=1)
+    return {**UNGUIDED, "prompt_embeds": both, "pooled_prompt_embeds": pooled}
+
+
+def _flux(pipeline: Any, told: list[str], away: list[str], scale: float, encoding: Call) -> Call:
+    embeds, pooled, _ = pipeline.encode_prompt(told, None, **encoding)
+    negative, _, _ = pipeline.encode_prompt(away, None, **encoding)
+    return {
+        "prompt_embeds": torch.cat([embeds, negative], dim=1),
+        "pooled_prompt_embeds": pooled,
+        "joint_attention_kwargs": {SCALE: scale, TOKENS: embeds.shape[1]},
+    }
 
 
 def _pixart(pipeline: Any, told: list[str], away: list[str], scale: float, encoding: Call) -> Call:
@@ -83,6 +95,7 @@ def _pixart(pipeline: Any, told: list[str], away: list[str], scale: float, encod
         told, negative_prompt=away, **given
     )
     return {
+        **UNGUIDED,
         "prompt_embeds": torch.cat([embeds, negative], dim=1),
         "prompt_attention_mask": marked(mask, negative_mask, scale),
     }
@@ -92,6 +105,7 @@ CALLS: dict[str, Callable[..., Call]] = {
     "StableDiffusionPipeline": _sd,
     "StableDiffusionXLPipeline": _sdxl,
     "StableDiffusion3Pipeline": _sd3,
+    "FluxPipeline": _flux,
     "PixArtAlphaPipeline": _pixart,
     "PixArtSigmaPipeline": _pixart,
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from ..conditioning import Conditioning
 from ..errors import UserError
-from .heads import SCALE
+from .heads import SCALE, TOKENS, halves
 from .networks import is_steered
 
 EMBEDS, MASK = "prompt_embeds", "prompt_mask"  # the tensors with an axis of tokens
@@ -49,4 +50,6 @@ def attention_arguments(network: nn.Module, cond: Conditioning) -> dict[str, Any
         return None
     if not is_steered(network):
         raise RuntimeError("a negative prompt for a network without steer(network)")
+    if isinstance(network, FluxTransformer2DModel):
+        return {SCALE: cond[SCALE], TOKENS: halves(cond[EMBEDS], 1)[0].shape[1]}
     return {SCALE: cond[SCALE]}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 SCALE = "negative_scale"  # the argument and the tensor of a conditioning that hold NASA's a
+TOKENS = "negative_tokens"  # the argument of how many tokens a prompt has, in one stream
 
 
 def halves(tokens: Tensor, dim: int) -> tuple[Tensor, Tensor]:

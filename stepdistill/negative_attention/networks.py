@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import nn
 
 from ..errors import UserError
 from .cross import NegativeCrossAttention
+from .flux import NegativeFluxAttention
 from .joint import NegativeJointAttention
 from .marks import ReadsMarks
 
@@ -17,8 +24,9 @@ PROCESSORS: dict[type, Any] = {
     UNet2DConditionModel: NegativeCrossAttention,
     PixArtTransformer2DModel: NegativeCrossAttention,
     SD3Transformer2DModel: NegativeJointAttention,
+    FluxTransformer2DModel: NegativeFluxAttention,
 }
-STEERED = (NegativeCrossAttention, NegativeJointAttention)
+STEERED = (NegativeCrossAttention, NegativeJointAttention, NegativeFluxAttention)
 HANDLE = "negative_marks"  # where a network keeps the handle of its pre-hook
 
 
@@ -53,7 +61,7 @@ def is_steered(network: nn.Module) -> bool:
 
 
 def _attentions(network: nn.Module) -> Any:
-    return (layer for layer in network.modules() if isinstance(layer, Attention))
+    return (layer for layer in network.modules() if isinstance(layer, Attention | FluxAttention))
 
 
 def _processor_for(network: nn.Module) -> Any:
