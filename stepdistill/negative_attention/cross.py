@@ -7,19 +7,16 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from .heads import expanded, halves, in_heads, joined, through
+from .heads import Steered, expanded, halves, in_heads, joined, through
 
 
-class NegativeCrossAttention:
+class NegativeCrossAttention(Steered):
     """A diffusers attention processor: Z = softmax(Q K+^T) V+ - a softmax(Q K-^T) V-, then W_out.
 
     SNOOPI's NASA (arXiv:2412.02687); the bias of W_out is added once. Masks (B, 1, N)
     are split as the tokens are. Self-attention and calls without ``negative_scale`` go to
     ``stock``, the processor that was there before.
     """
-
-    def __init__(self, stock: Any) -> None:
-        self.stock = stock
 
     def __call__(
         self,

@@ -9,10 +9,10 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from .heads import expanded, in_heads, joined, through
+from .heads import Steered, expanded, in_heads, joined, through
 
 
-class NegativeFluxAttention:
+class NegativeFluxAttention(Steered):
     """A diffusers attention processor for both kinds of Flux' blocks.
 
     Positive tokens P, negative tokens N and image tokens X stand behind each other in this order,
@@ -25,9 +25,6 @@ class NegativeFluxAttention:
 
     Calls without ``negative_scale`` go to ``stock``.
     """
-
-    def __init__(self, stock: Any) -> None:
-        self.stock = stock
 
     def __call__(
         self,

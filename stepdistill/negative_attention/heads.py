@@ -1,4 +1,4 @@
-"""What both kinds of attention do alike: halves of tokens, heads, the scale's shape."""
+"""What all kinds of attention do alike: halves of tokens, heads, the scale's shape."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from ..errors import UserError
 
 SCALE = "negative_scale"  # the argument and the tensor of a conditioning that hold NASA's a
 TOKENS = "negative_tokens"  # the argument of how many tokens a prompt has, in one stream
+
+
+class Steered:
+    """An attention processor that takes a negative prompt, over the ``stock`` one that it replaces,
+    which all calls without ``negative_scale`` go to."""
+
+    def __init__(self, stock: Any) -> None:
+        self.stock = stock
 
 
 def halves(tokens: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from .heads import expanded, halves, in_heads, joined, through
+from .heads import Steered, expanded, halves, in_heads, joined, through
 
 
-class NegativeJointAttention:
+class NegativeJointAttention(Steered):
     """A diffusers attention processor for the JointTransformerBlock of SD 3.
 
     With image tokens X, positive text P and negative text N, each a stream of its own:
@@ -25,9 +25,6 @@ class NegativeJointAttention:
     as they are without N; N = P leaves X its image part and 1 - a of its text part. Calls without
     text (the second attention of SD 3.5) or without ``negative_scale`` go to ``stock``.
     """
-
-    def __init__(self, stock: Any) -> None:
-        self.stock = stock
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import UserError
 from .cross import NegativeCrossAttention
 from .flux import NegativeFluxAttention
+from .heads import Steered
 from .joint import NegativeJointAttention
 from .marks import ReadsMarks
 
@@ -26,7 +27,6 @@ PROCESSORS: dict[type, Any] = {
     SD3Transformer2DModel: NegativeJointAttention,
     FluxTransformer2DModel: NegativeFluxAttention,
 }
-STEERED = (NegativeCrossAttention, NegativeJointAttention, NegativeFluxAttention)
 HANDLE = "negative_marks"  # where a network keeps the handle of its pre-hook
 
 
@@ -38,7 +38,7 @@ def steer(network: nn.Module) -> None:
     """
     kind = _processor_for(network)
     for layer in _attentions(network):
-        if not isinstance(layer.processor, STEERED):
+        if not isinstance(layer.processor, Steered):
             layer.set_processor(kind(layer.processor))
     if isinstance(network, PixArtTransformer2DModel) and not hasattr(network, HANDLE):
         handle = network.register_forward_pre_hook(ReadsMarks(), with_kwargs=True)
@@ -48,7 +48,7 @@ def steer(network: nn.Module) -> None:
 def restore(network: nn.Module) -> None:
     """Give ``network`` back the processors it had before :func:`steer`."""
     for layer in _attentions(network):
-        if isinstance(layer.processor, STEERED):
+        if isinstance(layer.processor, Steered):
             layer.set_processor(layer.processor.stock)
     if hasattr(network, HANDLE):
         getattr(network, HANDLE).remove()
@@ -57,7 +57,7 @@ def restore(network: nn.Module) -> None:
 
 def is_steered(network: nn.Module) -> bool:
     """Whether the attention of ``network`` knows ``negative_scale``."""
-    return any(isinstance(layer.processor, STEERED) for layer in _attentions(network))
+    return any(isinstance(layer.processor, Steered) for layer in _attentions(network))
 
 
 def _attentions(network: nn.Module) -> Any:
@@ -76,7 +76,7 @@ def _processor_for(network: nn.Module) -> Any:
 
 
 def _check_layers(network: Any) -> None:
-    """UserError for layers that mix the text in another way than :data:`STEERED` do."""
+    """UserError for layers that mix the text in another way than :class:`Steered` do."""
     name = type(network).__name__
     if any(isinstance(layer.processor, nn.Module) for layer in _attentions(network)):
         raise UserError(
