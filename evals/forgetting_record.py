@@ -1,7 +1,7 @@
 """What a student that was to forget a digit makes of it, and how good the other digits are.
 
     python -m stepdistill.evals.forgetting_record --forget 3 --plain runs/sid/student \\
-        --students runs/sfd/student --output evals/records/forgetting.json
+        --students runs/sfd/student --output evals/records/matching/forgetting.json
 
 Each student is loaded and called as a stock diffusers pipeline: so many samples are asked of the
 forgotten digit, of which the classifier finds some to show it still, and so many of the others, in

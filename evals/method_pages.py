@@ -7,13 +7,17 @@ python -m stepdistill.evals.method_pages --check    # exit 2 if it differs
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stepdistill.cells.table import Group, groups, spread_text
+from stepdistill.evals.method_figures import compared, cost, forgetting, modes
+
+from stepdistill.cells.table import Group, groups
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
@@ -30,12 +34,14 @@ class Options:
 
     Args:
         page: the file with a pair of markers for each table
-        records: the folder of the comparison's cells
+        cells: the folder of the comparison's records
+        records: the folder of what was measured of one method alone
         check: only compare
     """
 
     page: str = "docs/methods.md"
-    records: str = "evals/records/methods"
+    cells: str = "evals/records/methods"
+    records: str = "evals/records/matching"
     check: bool = False
 
 
@@ -59,33 +65,29 @@ def defaults_of(kind: type[Any]) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(kind)}
 
 
-def figures(name: str, measured: Sequence[Group]) -> str:
-    """One row a teacher and a number of calls, and where it stands among the methods compared."""
-    lines = [
-        "| teacher | budget | calls | seeds | ratio ↓ | place | accuracy, % ↑ | diversity → 1 |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for group in measured:
-        for steps in sorted({row.steps for row in group.rows}):
-            peers = [row for row in group.rows if row.steps == steps]
-            for place, row in enumerate(peers, 1):
-                if row.method == name:
-                    ratio = spread_text(row.values["fid_ratio"], 2)
-                    accuracy = spread_text(row.values["accuracy"], 2)
-                    diversity = spread_text(row.values["diversity"], 3)
-                    cells = (ratio, f"{place} of {len(peers)}", accuracy, diversity)
-                    about = f"{group.teacher} | {group.budget:,.0f} | {steps} | {len(row.seeds)}"
-                    lines.append(f"| {about} | {' | '.join(cells)} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not among the methods compared."
+def figures(name: str, measured: Sequence[Group], records: Path) -> str:
+    """All that was measured of a method; the records beside the comparison are in ``records``."""
+    found = [compared(name, measured)]
+    own = {
+        "fdiv": (
+            ("mode_coverage.json", partial(modes, plot=f"../{records}/mode_coverage.png")),
+            ("step_cost.json", cost),
+        ),
+        "sfd": (("forgetting.json", forgetting),),
+    }
+    for file, shown_of in own.get(name, ()):
+        if (records / file).exists():
+            found.append(shown_of(json.loads((records / file).read_text())))
+    return "\n\n".join(filter(None, found)) or "Not measured here."
 
 
-def rendered(text: str, measured: Sequence[Group]) -> str:
+def rendered(text: str, measured: Sequence[Group], records: Path) -> str:
     """The page with every table between its markers. UserError for a method that it lacks."""
     text = between(text, "knobs of all", knobs(MatchingConfig))
     for name, method in METHODS.items():
         shared = MatchingConfig if issubclass(method.Config, MatchingConfig) else None
         text = between(text, f"knobs of {name}", knobs(method.Config, shared))
-        text = between(text, f"figures of {name}", figures(name, measured))
+        text = between(text, f"figures of {name}", figures(name, measured, records))
     return text
 
 
@@ -103,8 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse("stepdistill.evals.method_pages", (Options,), {}, arguments).get(Options)
     page = Path(options.page)
     text = page.read_text()
-    cells = [str(path) for path in sorted(Path(options.records).glob("*.json"))]
-    wanted = rendered(text, groups(read_records(cells)))
+    cells = [str(path) for path in sorted(Path(options.cells).glob("*.json"))]
+    wanted = rendered(text, groups(read_records(cells)), Path(options.records))
     if options.check and wanted != text:
         raise UserError(f"{page} is not what the code says: run this without --check")
     if wanted != text:

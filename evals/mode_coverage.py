@@ -1,6 +1,6 @@
 """Which modes a generator that is too small keeps, by the divergence it descends.
 
-    python -m stepdistill.evals.mode_coverage --output evals/records/mode_coverage.json
+    python -m stepdistill.evals.mode_coverage --output evals/records/matching/mode_coverage.json
 
 The teacher is exact: eight Gaussians on a circle. f-distill trains a one-step generator of a few
 hundred weights under each divergence, with a full critic, and the GAN only as the ratio's source:

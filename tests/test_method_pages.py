@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -16,13 +17,20 @@ from stepdistill.methods.matching import MatchingConfig
 from stepdistill.methods.vsd import VSDConfig
 
 ROOT = Path(__file__).parent.parent
-PAGE, RECORDS = ROOT / "docs" / "methods.md", f"--records={ROOT / 'evals/records/methods'}"
+PAGE = ROOT / "docs" / "methods.md"
 pages = importlib.import_module("stepdistill.evals.method_pages")
+figures = importlib.import_module("stepdistill.evals.method_figures")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the records lie that the page is rendered from."""
+    monkeypatch.chdir(ROOT)
 
 
 def test_the_page_is_what_the_code_says() -> None:
     """``make tables`` would change nothing."""
-    pages.main([f"--page={PAGE}", RECORDS, "--check"])
+    pages.main([f"--page={PAGE}", "--check"])
 
 
 def test_a_changed_default_is_found(tmp_path: Path) -> None:
@@ -30,8 +38,8 @@ def test_a_changed_default_is_found(tmp_path: Path) -> None:
     own = tmp_path / "methods.md"
     own.write_text(PAGE.read_text().replace("| 4.5 |", "| 5.5 |", 1))
     with pytest.raises(UserError, match="not what the code says"):
-        pages.main([f"--page={own}", RECORDS, "--check"])
-    pages.main([f"--page={own}", RECORDS])
+        pages.main([f"--page={own}", "--check"])
+    pages.main([f"--page={own}"])
     assert own.read_text() == PAGE.read_text()
 
 
@@ -53,11 +61,38 @@ def test_figures_are_of_the_method_and_say_its_place() -> None:
 
     rows = (row("sid", 1, 1.25), row("dmd2", 1, 1.5), row("dmd2", 4, 0.75))
     group = Group("digits", 1.2e6, 50_000, {}, "class_accuracy", rows, ())
-    one, four = pages.figures("dmd2", [group]).splitlines()[2:]
+    one, four = figures.compared("dmd2", [group]).splitlines()[2:]
     assert one == "| digits | 1,200,000 | 1 | 2 | 1.50 | 2 of 2 | 99.00 ± 0.71 | 1.000 |"
     assert four.startswith("| digits | 1,200,000 | 4 | 2 | 0.75 | 1 of 1 |")
-    assert pages.figures("sid", [group]).count("digits") == 1
-    assert pages.figures("vsd", [group]) == "Not among the methods compared."
+    assert figures.compared("sid", [group]).count("digits") == 1
+    nowhere = Path("nowhere")
+    assert pages.figures("vsd", [group], nowhere) == "Not measured here."
+    assert pages.figures("fdiv", [group], nowhere) == "Not measured here."
+
+
+def test_records_of_one_method_stand_with_it(tmp_path: Path) -> None:
+    """Means over seeds of modes kept, the time ratio, and what was forgotten beside plain SiD."""
+    runs = {"reverse_kl": [{"kept": 4, "effective": 3.0}, {"kept": 6, "effective": 4.0}]}
+    modes = {"settings": {"seeds": 2, "kept": 0.02}, "runs": runs}
+    cost = {"method": "fdiv", "beside": "dmd2", "ratio": 1.0321, "ratio_quartiles": [1.01, 1.05]}
+    cost |= {"pairs": 40, "batch_size": 128, "device": "x86_64", "threads": 1}
+    rows = [
+        {"method": name, "generated": shown, "fid_others": fid, "accuracy_others": 99.0}
+        for name, shown, fid in (("sfd", 0.1, 0.0055), ("sfd", 0.3, 0.0055), ("sid", 98.0, 0.005))
+    ]
+    forgotten = {"forget": 3, "asked": 10_000, "others": 45_000, "students": rows}
+    for name, content in (("mode_coverage", modes), ("step_cost", cost), ("forgetting", forgotten)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    shown = pages.figures("fdiv", [], tmp_path)
+    assert "| `reverse_kl` | 5.0 ± 1.4 | 3.50 ± 0.71 |" in shown
+    assert f"](../{tmp_path}/mode_coverage.png)" in shown
+    assert (
+        "takes 1.032 times one of `dmd2` (median of 40 pairs, quartiles 1.010 and 1.050;" in shown
+    )
+    shown = pages.figures("sfd", [], tmp_path)
+    assert "| `sfd` | 2 | 0.20 ± 0.14 | 0.00550 | 99.00 |" in shown
+    assert "| `sid` | 1 | 98.00 | 0.00500 | 99.00 |" in shown
+    assert "The others' distance of `sfd` is 1.10 times that of `sid`." in shown
 
 
 def test_every_method_has_a_section_with_its_paper_and_its_file() -> None:

@@ -1,0 +1,97 @@
+"""What docs/methods.md shows of each method's quality, in Markdown, from JSON records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepdistill.cells.table import Group, spread_text
+
+
+def compared(name: str, measured: Sequence[Group]) -> str:
+    """One row a teacher and a number of calls, with the place among the methods compared; "" for
+    none."""
+    lines = [
+        "| teacher | budget | calls | seeds | ratio ↓ | place | accuracy, % ↑ | diversity → 1 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for group in measured:
+        for steps in sorted({row.steps for row in group.rows}):
+            peers = [row for row in group.rows if row.steps == steps]
+            for place, row in enumerate(peers, 1):
+                if row.method == name:
+                    ratio = spread_text(row.values["fid_ratio"], 2)
+                    accuracy = spread_text(row.values["accuracy"], 2)
+                    diversity = spread_text(row.values["diversity"], 3)
+                    cells = (ratio, f"{place} of {len(peers)}", accuracy, diversity)
+                    about = f"{group.teacher} | {group.budget:,.0f} | {steps} | {len(row.seeds)}"
+                    lines.append(f"| {about} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def modes(record: Mapping[str, Any], plot: str) -> str:
+    """A row a divergence, and the plot. The record is of ``stepdistill.evals.mode_coverage``."""
+    settings, runs = record["settings"], record["runs"]
+    lines = ["| divergence | modes kept of 8 | effective modes |", "|---|---:|---:|"]
+    for name, own in runs.items():
+        kept, effective = ([row[key] for row in own] for key in ("kept", "effective"))
+        lines.append(f"| `{name}` | {spread_text(kept, 1)} | {spread_text(effective, 2)} |")
+    lines += [
+        "",
+        f"A generator too small for the ring of eight modes, {settings['seeds']} seeds, mean ± "
+        f"standard deviation. A mode is kept by {100 * settings['kept']:g} % of all samples; the "
+        "effective number is exp of the entropy over modes.",
+        "",
+        f"![Samples of the first seed, and the effective modes of all]({plot})",
+    ]
+    return "\n".join(lines)
+
+
+def cost(record: Mapping[str, Any]) -> str:
+    """A sentence. The record is of ``stepdistill.evals.step_cost``."""
+    low, high = record["ratio_quartiles"]
+    return (
+        f"An update of `{record['method']}` takes {record['ratio']:.3f} times one of "
+        f"`{record['beside']}` (median of {record['pairs']} pairs, quartiles {low:.3f} and "
+        f"{high:.3f}; digits, batches of {record['batch_size']}, {record['device']}, "
+        f"{record['threads']} thread{'s' * (record['threads'] > 1)})."
+    )
+
+
+def forgetting(record: Mapping[str, Any]) -> str:
+    """A row a method. The record is of ``stepdistill.evals.forgetting_record``."""
+    digit = record["forget"]
+    lines = [
+        f"| students | seeds | requests of {digit} that show one, % | distance of the other digits "
+        "| accuracy of the other digits, % |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for row in record["students"]:
+        by_method.setdefault(row["method"], []).append(row)
+    for name, rows in by_method.items():
+        shown, others, right = (
+            spread_text([row[key] for row in rows], digits)
+            for key, digits in (("generated", 2), ("fid_others", 5), ("accuracy_others", 2))
+        )
+        lines.append(f"| `{name}` | {len(rows)} | {shown} | {others} | {right} |")
+    lines += [
+        "",
+        f"{record['asked']:,} requests of the forgotten digit and {record['others']:,} of the "
+        "others a student, mean ± standard deviation. "
+        + " ".join(_beside(name, rows, by_method) for name, rows in by_method.items()).strip(),
+    ]
+    return "\n".join(lines)
+
+
+def _beside(
+    name: str, rows: Sequence[Mapping[str, Any]], by_method: Mapping[str, Sequence[Any]]
+) -> str:
+    """The distance of the others beside that of students that were to forget nothing."""
+    if name == "sid" or "sid" not in by_method:
+        return ""
+    own, plain = (
+        statistics.fmean(row["fid_others"] for row in found) for found in (rows, by_method["sid"])
+    )
+    return f"The others' distance of `{name}` is {own / plain:.2f} times that of `sid`."
