@@ -24,6 +24,7 @@ from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.data.digits import NUM_CLASSES, stratified_labels
 from stepdistill.errors import UserError
+from stepdistill.evaluation.options import writable
 from stepdistill.metrics.features import quantised
 from stepdistill.metrics.frechet import Moments, Statistics, frechet_distance
 from stepdistill.metrics.quality import batches, digits_reference
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(program, (Options,), {}, arguments).get(Options)
     if not 0 <= options.forget < NUM_CLASSES:
         raise UserError(f"forget must be a digit, got {options.forget}")
-    output = Path(options.output)
+    output = writable(Path(options.output))
     rows = json.loads(output.read_text())["students"] if output.exists() else []
     for name in (options.plain, *options.students):
         row = measured(Path(name), options)

@@ -32,6 +32,7 @@ from stepdistill.data import TensorData
 from stepdistill.denoisers import Denoiser, PredictsEDM
 from stepdistill.discriminator import CriticTrunk, build_head
 from stepdistill.divergences import DIVERGENCES
+from stepdistill.evaluation.options import writable
 from stepdistill.fit import FitConfig, fit
 from stepdistill.methods import FDistill, FDistillConfig
 from stepdistill.plans import StepPlan, start
@@ -167,6 +168,7 @@ def plot(rows: dict[str, list[dict[str, Any]]], samples: dict[str, Tensor], path
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, count, print, and write the record and the plot."""
     options = parse("stepdistill.evals.mode_coverage", (Options,), {}, arguments).get(Options)
+    output = writable(Path(options.output))
     centres = ring(SCHEDULE, MODES, std=STD).means.float()
     rows: dict[str, list[dict[str, Any]]] = {}
     first: dict[str, Tensor] = {}
@@ -183,7 +185,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, own in rows.items()
     }
     record = {"settings": asdict(options), "means": means, "runs": rows}
-    output = Path(options.output)
     output.write_text(json.dumps(record, indent=1) + "\n")
     plot(rows, first, output.with_suffix(".png"))
     print(json.dumps(means, indent=1))

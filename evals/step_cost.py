@@ -28,6 +28,7 @@ from stepdistill.config import parse
 from stepdistill.distil import DistilOptions, build_method, load_data, read_settings
 from stepdistill.draws import Draws
 from stepdistill.errors import UserError
+from stepdistill.evaluation.options import writable
 from stepdistill.methods.base import Batch, Loss, Method
 from stepdistill.metrics.latency import work_clock
 from stepdistill.presets import digits
@@ -112,9 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse("stepdistill.evals.step_cost", (Options,), {}, arguments).get(Options)
     if options.pairs < 2:
         raise UserError("pairs must be at least 2")
+    output = writable(Path(options.output))
     text = json.dumps(measure(options), indent=1)
     print(text)
-    Path(options.output).write_text(text + "\n")
+    output.write_text(text + "\n")
 
 
 if __name__ == "__main__":
