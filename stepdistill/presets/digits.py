@@ -99,15 +99,19 @@ def sfd(steps: int) -> dict[str, Any]:
 
 
 def ladd(steps: int) -> dict[str, Any]:
-    """Alone, the GAN learns in every iteration as the generator does."""
+    """Half the batch, and heads that learn three times for an update of the generator: many small
+    updates reach a quarter of the distance of few. R1, and less noise than the paper's latents.
+    """
     return {
         **loop(),
+        "batch_size": 64,
         "times": times(steps),
         "method.through_all_steps": steps > 1,
-        "method.generator_lr": 5e-4,
+        "method.generator_lr": 2e-4,
         "method.head_lr": 1e-3,
-        "method.critic_steps": 1,
-        "method.log_normal": (-0.4, 1.2),
+        "method.critic_steps": 3,
+        "method.log_normal": (-1.2, 1.0),
+        "method.r1_weight": 1.0,
     }
 
 
