@@ -720,6 +720,13 @@ def test_a_call_without_its_negative_tokens_is_refused() -> None:
         steered(teacher)(noisy(teacher), T, alone)
 
 
+def test_a_flux_call_that_does_not_say_how_many_tokens_is_refused() -> None:
+    """Nothing in one stream tells where the negative tokens end."""
+    layer = flux_layer(single=True)
+    with pytest.raises(UserError, match="needs negative_tokens"):
+        layer(torch.zeros(1, 16, 12, dtype=torch.float64), negative_scale=0.3)
+
+
 def test_a_network_that_was_not_steered_refuses_a_negative_prompt() -> None:
     """Diffusers would only warn, and read the negative prompt as a part of the prompt."""
     teacher = loaded("sd15")

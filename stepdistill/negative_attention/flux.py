@@ -9,6 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from ..errors import UserError
 from .heads import Steered, expanded, in_heads, joined, through
 
 
@@ -34,15 +35,20 @@ class NegativeFluxAttention(Steered):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         negative_scale: Tensor | float | None = None,
-        negative_tokens: int = 0,
+        negative_tokens: int | None = None,
     ) -> Any:
         """As diffusers calls a processor, with ``negative_scale`` a: a number, (B,), or None.
 
-        ``negative_tokens`` is how many tokens N has, and P.
+        ``negative_tokens`` is how many tokens N has, and P: UserError for a call that does not say.
         """
         text = encoder_hidden_states
         if negative_scale is None:
             return self.stock(attn, hidden_states, text, attention_mask, image_rotary_emb)
+        if negative_tokens is None:
+            raise UserError(
+                "a call of Flux with negative_scale needs negative_tokens, the tokens of a prompt, "
+                "too: build it with negative_call or with_negative"
+            )
         query = in_heads(hidden_states, attn.to_q, attn.norm_q, attn)
         key = in_heads(hidden_states, attn.to_k, attn.norm_k, attn)
         value = in_heads(hidden_states, attn.to_v, None, attn)
