@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from stepdistill.cli import guarded
@@ -84,12 +85,23 @@ def measured(folder: Path, options: Options) -> dict[str, Any]:
     return {
         "run": folder.parent.name,
         "method": card["method"],
+        "override": override_of(folder),
         "nfe": student.plan.steps,
         "generated": 100 * float((shown == options.forget).float().mean()),
         "made_instead": torch.bincount(shown, minlength=NUM_CLASSES).tolist(),
         "fid_others": distance(features, reference.features[reference.labels != options.forget]),
         "accuracy_others": 100 * float(right.float().mean()),
     }
+
+
+def override_of(folder: Path) -> list[Any] | None:
+    """What the student's run was told to make instead, [] for any other digit; None where its
+    settings do not say, or are not there."""
+    config = folder.parent / "config.yaml"
+    if not config.exists():
+        return None
+    found: list[Any] | None = yaml.safe_load(config.read_text())["method"].get("override")
+    return found
 
 
 def distance(features: Tensor, real: Tensor) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stepdistill.cells.table import Group, spread_text
+
+PLAIN = "`sid`"  # the students that the others' distance is divided by
 
 
 def compared(name: str, measured: Sequence[Group]) -> str:
@@ -67,31 +69,38 @@ def forgetting(record: Mapping[str, Any]) -> str:
         "| accuracy of the other digits, % |",
         "|---|---:|---:|---:|---:|",
     ]
-    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    trained_alike: dict[str, list[Mapping[str, Any]]] = {}
     for row in record["students"]:
-        by_method.setdefault(row["method"], []).append(row)
-    for name, rows in by_method.items():
+        trained_alike.setdefault(_name(row), []).append(row)
+    for name, rows in trained_alike.items():
         shown, others, right = (
             spread_text([row[key] for row in rows], digits)
             for key, digits in (("generated", 2), ("fid_others", 5), ("accuracy_others", 2))
         )
-        lines.append(f"| `{name}` | {len(rows)} | {shown} | {others} | {right} |")
+        lines.append(f"| {name} | {len(rows)} | {shown} | {others} | {right} |")
     lines += [
         "",
         f"{record['asked']:,} requests of the forgotten digit and {record['others']:,} of the "
-        "others a student, mean ± standard deviation. "
-        + " ".join(_beside(name, rows, by_method) for name, rows in by_method.items()).strip(),
+        "others a student, mean ± standard deviation. " + " ".join(_beside(trained_alike)),
     ]
     return "\n".join(lines)
 
 
-def _beside(
-    name: str, rows: Sequence[Mapping[str, Any]], by_method: Mapping[str, Sequence[Any]]
-) -> str:
-    """The distance of the others beside that of students that were to forget nothing."""
-    if name == "sid" or "sid" not in by_method:
-        return ""
-    own, plain = (
-        statistics.fmean(row["fid_others"] for row in found) for found in (rows, by_method["sid"])
-    )
-    return f"The others' distance of `{name}` is {own / plain:.2f} times that of `sid`."
+def _name(row: Mapping[str, Any]) -> str:
+    """Of a student: its method, and what it was to make instead."""
+    override = row["override"]
+    if override is None:
+        return f"`{row['method']}`"
+    return f"`{row['method']}`, override {', '.join(map(str, override)) or 'any other'}"
+
+
+def _beside(trained_alike: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Distances of the others beside that of students that were to forget nothing."""
+    distances = {
+        name: statistics.fmean(row["fid_others"] for row in rows)
+        for name, rows in trained_alike.items()
+    }
+    for name, distance in distances.items():
+        if name != PLAIN and PLAIN in distances:
+            times = distance / distances[PLAIN]
+            yield f"The others' distance of {name} is {times:.2f} times that of {PLAIN}."

@@ -77,8 +77,13 @@ def test_records_of_one_method_stand_with_it(tmp_path: Path) -> None:
     cost = {"method": "fdiv", "beside": "dmd2", "ratio": 1.0321, "ratio_quartiles": [1.01, 1.05]}
     cost |= {"pairs": 40, "batch_size": 128, "device": "x86_64", "threads": 1}
     rows = [
-        {"method": name, "generated": shown, "fid_others": fid, "accuracy_others": 99.0}
-        for name, shown, fid in (("sfd", 0.1, 0.0055), ("sfd", 0.3, 0.0055), ("sid", 98.0, 0.005))
+        {"method": name, "generated": shown, "fid_others": fid, "accuracy_others": 99.0, **more}
+        for name, shown, fid, more in (
+            ("sfd", 0.1, 0.0055, {"override": [8]}),
+            ("sfd", 0.3, 0.0055, {"override": [8]}),
+            ("sfd", 4.0, 0.0060, {"override": []}),
+            ("sid", 98.0, 0.005, {"override": None}),
+        )
     ]
     forgotten = {"forget": 3, "asked": 10_000, "others": 45_000, "students": rows}
     for name, content in (("mode_coverage", modes), ("step_cost", cost), ("forgetting", forgotten)):
@@ -90,9 +95,10 @@ def test_records_of_one_method_stand_with_it(tmp_path: Path) -> None:
         "takes 1.032 times one of `dmd2` (median of 40 pairs, quartiles 1.010 and 1.050;" in shown
     )
     shown = pages.figures("sfd", [], tmp_path)
-    assert "| `sfd` | 2 | 0.20 ± 0.14 | 0.00550 | 99.00 |" in shown
+    assert "| `sfd`, override 8 | 2 | 0.20 ± 0.14 | 0.00550 | 99.00 |" in shown
+    assert "| `sfd`, override any other | 1 | 4.00 | 0.00600 | 99.00 |" in shown
     assert "| `sid` | 1 | 98.00 | 0.00500 | 99.00 |" in shown
-    assert "The others' distance of `sfd` is 1.10 times that of `sid`." in shown
+    assert "distance of `sfd`, override 8 is 1.10 times that of `sid`." in shown
 
 
 def test_every_method_has_a_section_with_its_paper_and_its_file() -> None:
