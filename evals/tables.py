@@ -7,14 +7,13 @@ python -m stepdistill.evals.tables --check    # exit 1 if README.md differs
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepdistill.cells.table import groups
+from stepdistill.cells.table import groups, spread_text
 from stepdistill.cells.table import markdown as methods_table
 from stepdistill.cli import guarded
 from stepdistill.config import parse
@@ -81,10 +80,7 @@ def results_table(records: list[dict[str, Any]]) -> str:
 
 
 def _spread(rows: list[dict[str, Any]], key: str, digits: int | None = None) -> str:
-    digits = DIGITS[key] if digits is None else digits
-    values = [row[key] for row in rows]
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    return spread_text([row[key] for row in rows], DIGITS[key] if digits is None else digits)
 
 
 def families_table(record: dict[str, Any]) -> str:

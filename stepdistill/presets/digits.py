@@ -100,7 +100,7 @@ def sfd(steps: int) -> dict[str, Any]:
 
 def ladd(steps: int) -> dict[str, Any]:
     """Half the batch, and heads that learn three times for an update of the generator: many small
-    updates reach a quarter of the distance of few. R1, and less noise than the paper's latents.
+    updates get nearer than few. R1, and less noise than the paper's latents.
     """
     return {
         **loop(),
