@@ -124,6 +124,14 @@ def test_the_same_command_leaves_finished_cells(two: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+def test_each_seed_of_training_is_measured_on_noise_of_its_own(two: Path) -> None:
+    """Seed i of training from sample i num on: no sample of one row stands in it twice."""
+    assert compare(two, "--seeds", 1, methods=("ect",)) == 0
+    firsts = [record(two, f"ect-1-{seed}")["sampling"]["seed"] for seed in (0, 1)]
+    assert firsts == [0, NUM]
+
+
+@pytest.mark.slow
 def test_a_path_is_timed_with_its_cell(tmp_path: Path) -> None:
     """The seconds are those of the training and of the recording before it."""
     budget = 128 * (4 * 100 + 3 * 7 + 7)  # the path of the preset, and one update of the generator
