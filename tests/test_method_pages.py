@@ -72,7 +72,10 @@ def test_figures_are_of_the_method_and_say_its_place() -> None:
 
 def test_records_of_one_method_stand_with_it(tmp_path: Path) -> None:
     """Means over seeds of modes kept, the time ratio, and what was forgotten beside plain SiD."""
-    runs = {"reverse_kl": [{"kept": 4, "effective": 3.0}, {"kept": 6, "effective": 4.0}]}
+    runs = {
+        "reverse_kl": [{"kept": 4, "effective": 3.0}, {"kept": 6, "effective": 4.0}],
+        "forward_kl": [{"kept": 4, "effective": 3.5}, {"kept": 4, "effective": 3.5}],
+    }
     modes = {"settings": {"seeds": 2, "kept": 0.02}, "runs": runs}
     cost = {"method": "fdiv", "beside": "dmd2", "ratio": 1.0321, "ratio_quartiles": [1.01, 1.05]}
     cost |= {"pairs": 40, "batch_size": 128, "device": "x86_64", "threads": 1}
@@ -89,7 +92,8 @@ def test_records_of_one_method_stand_with_it(tmp_path: Path) -> None:
     for name, content in (("mode_coverage", modes), ("step_cost", cost), ("forgetting", forgotten)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     shown = pages.figures("fdiv", [], tmp_path)
-    assert "| `reverse_kl` | 5.0 ± 1.4 | 3.50 ± 0.71 |" in shown
+    assert "| `reverse_kl` | 5.0 ± 1.4 | 3.50 ± 0.71 |  |" in shown
+    assert "| `forward_kl` | 4.0 | 3.50 | 1 of 2 |" in shown
     assert f"](../{tmp_path}/mode_coverage.png)" in shown
     assert (
         "takes 1.032 times one of `dmd2` (median of 40 pairs, quartiles 1.010 and 1.050;" in shown
