@@ -17,7 +17,7 @@ from typing import Any
 
 from stepdistill.evals.method_figures import compared, cost, forgetting, modes
 
-from stepdistill.cells.table import Group, groups
+from stepdistill.cells.table import Group, groups, markdown
 from stepdistill.cli import guarded
 from stepdistill.config import parse
 from stepdistill.errors import UserError
@@ -84,6 +84,7 @@ def figures(name: str, measured: Sequence[Group], records: Path) -> str:
 def rendered(text: str, measured: Sequence[Group], records: Path) -> str:
     """The page with every table between its markers. UserError for a method that it lacks."""
     text = between(text, "knobs of all", knobs(MatchingConfig))
+    text = between(text, "all compared", markdown(measured))
     for name, method in METHODS.items():
         shared = MatchingConfig if issubclass(method.Config, MatchingConfig) else None
         text = between(text, f"knobs of {name}", knobs(method.Config, shared))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepdistill.cells.table import groups, spread_text
+from stepdistill.cells.table import Group, groups, spread_text
 from stepdistill.cells.table import markdown as methods_table
 from stepdistill.cli import guarded
 from stepdistill.config import parse
@@ -157,6 +157,11 @@ def comparison_table(records: Sequence[str]) -> str:
     return markdown(tables_of(untimed, each_alone=False))
 
 
+def several_seeds(group: Group) -> bool:
+    """Whether a table is for README; docs/methods.md has all."""
+    return any(len(row.seeds) > 1 for row in group.rows)
+
+
 def text_table(records: list[dict[str, Any]]) -> str:
     """Text-to-image teachers at their two best guidances, and their students by calls."""
     lines = [
@@ -216,7 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "memory": memory_tables(json.loads((records / MEMORY).read_text())),
     }
     if of_methods := [str(path) for path in sorted((records / METHODS).glob("*.json"))]:
-        tables["methods"] = methods_table(groups(read_records(of_methods)))
+        made = groups(read_records(of_methods))
+        tables["methods"] = methods_table([group for group in made if several_seeds(group)])
     for name, rendered in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin not in wanted or end not in wanted:

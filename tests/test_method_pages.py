@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "methods.md"
 pages = importlib.import_module("stepdistill.evals.method_pages")
 figures = importlib.import_module("stepdistill.evals.method_figures")
+tables = importlib.import_module("stepdistill.evals.tables")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,8 @@ def test_figures_are_of_the_method_and_say_its_place() -> None:
     assert one == "| digits | 1,200,000 | 1 | 2 | 1.50 | 2 of 2 | 99.00 ± 0.71 | 1.000 |"
     assert four.startswith("| digits | 1,200,000 | 4 | 2 | 0.75 | 1 of 1 |")
     assert figures.compared("sid", [group]).count("digits") == 1
+    assert tables.several_seeds(group)
+    assert not tables.several_seeds(replace(group, rows=(replace(rows[0], seeds=(0,)),)))
     nowhere = Path("nowhere")
     assert pages.figures("vsd", [group], nowhere) == "Not measured here."
     assert pages.figures("fdiv", [group], nowhere) == "Not measured here."
