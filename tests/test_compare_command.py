@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from stepdistill import checkpoint
 from stepdistill.cells import meter, training
+from stepdistill.cells.table import Group, markdown
 from stepdistill.cells.tasks import Asked, plan
 from stepdistill.cells.worlds import find_world
 from stepdistill.errors import NonFiniteError
@@ -390,3 +391,14 @@ def test_the_bar_is_as_quickstart_takes_it() -> None:
         k: quickstart[k] for k in world.bar() if k in quickstart
     }
     assert world.floor_at(world.bar()["num_samples"]) == pytest.approx(floor(50_000), rel=1e-3)
+
+
+def test_a_guided_teacher_stands_in_the_table_unguided_too() -> None:
+    """By what is bundled with it: (1.078 - 0.094) / (0.518 - 0.040), each above its own floor."""
+    made = {
+        name: Group(name, 1e5, 10, find_world(name).bar(), accuracy, (), ())
+        for name, accuracy in (("digits", "class_accuracy"), ("digits-flow", "caption_accuracy"))
+    }
+    shown = markdown([made["digits-flow"]])
+    assert "| teacher, unguided | 20 | 1 | 2.06 | 58.50 | 1.499 |" in shown
+    assert "unguided" not in markdown([made["digits"]])

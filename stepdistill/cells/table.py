@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.comparing.records import Record
 from .cell import CELL
+from .worlds import find_world
 
 # key of a cell, head of its column, digits behind the point, divided by
 COLUMNS = (
@@ -115,11 +116,22 @@ def _markdown(group: Group) -> str:
     guidance = "" if bar["guidance_scale"] == 1 else f", guidance {bar['guidance_scale']:g}"
     own = [f"{bar[group.accuracy]:.2f}", f"{bar['diversity']:.3f}", "", "", ""]
     lines.append([f"teacher{guidance}", str(bar["nfe"]), "1", "1", *own])
+    if bar["guidance_scale"] != 1:
+        lines.append(_unguided(group))
     for row in group.rows:
         cells = [spread_text(row.values[key], digits, unit) for key, _, digits, unit in COLUMNS]
         lines.append([row.method, str(row.steps), str(len(row.seeds)), *cells])
     shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{shown}\n\n{_below(group)}"
+
+
+def _unguided(group: Group) -> list[str]:
+    """The teacher alone, from what is bundled with it: methods that guide both scores match it."""
+    record, bar = find_world(group.teacher).teacher_record(), group.bar
+    alone = next(row for row in record["grid"] if row["guidance_scale"] == 1)
+    ratio = (alone["fid"] - record["grid_floor"]) / (bar["fid"] - bar["fid_floor"])
+    own = [f"{ratio:.2f}", f"{alone[group.accuracy]:.2f}", f"{alone['diversity']:.3f}"]
+    return ["teacher, unguided", str(alone["nfe"]), "1", *own, "", "", ""]
 
 
 def _below(group: Group) -> str:

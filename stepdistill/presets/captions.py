@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+Settings = dict[str, Any]
+Preset = Callable[[int], Settings]
 
-def dmd2() -> dict[str, Any]:
+
+def dmd2() -> Settings:
     """What all runs of DMD2 share.
 
     Less guidance lowers the distance, more of it raises the caption accuracy.
@@ -29,7 +32,7 @@ def dmd2() -> dict[str, Any]:
     }
 
 
-def flow_one_step() -> dict[str, Any]:
+def flow_one_step() -> Settings:
     """One step of the flow teacher, from pure noise at t = 0.85.
 
     At t = 1 the teacher's x0_hat is the mean picture of a caption, whatever the noise; a little
@@ -47,7 +50,7 @@ def flow_one_step() -> dict[str, Any]:
     }
 
 
-def t2i_one_step() -> dict[str, Any]:
+def t2i_one_step() -> Settings:
     """One step of the other, from t = 0.8 for the same reason."""
     return {
         **dmd2(),
@@ -61,7 +64,7 @@ def t2i_one_step() -> dict[str, Any]:
     }
 
 
-def flow_several_steps() -> dict[str, Any]:
+def flow_several_steps() -> Settings:
     """Several steps of the flow teacher: as published, one critic for the samples of all."""
     return {
         **dmd2(),
@@ -74,7 +77,7 @@ def flow_several_steps() -> dict[str, Any]:
     }
 
 
-def t2i_several_steps() -> dict[str, Any]:
+def t2i_several_steps() -> Settings:
     """Several steps of the other: with one critic for the samples of all, the last step drifts.
 
     What the caption says is decided at middle noise: matched and guided mostly there, the student
@@ -97,15 +100,70 @@ def t2i_several_steps() -> dict[str, Any]:
     }
 
 
-def flow_dmd2(steps: int) -> dict[str, Any]:
+def flow_dmd2(steps: int) -> Settings:
     """DMD2 of the flow teacher."""
     return flow_one_step() if steps == 1 else flow_several_steps()
 
 
-def t2i_dmd2(steps: int) -> dict[str, Any]:
+def t2i_dmd2(steps: int) -> Settings:
     """DMD2 of the other."""
     return t2i_one_step() if steps == 1 else t2i_several_steps()
 
 
-FLOW: dict[str, Callable[[int], dict[str, Any]]] = {"dmd2": flow_dmd2}
-T2I: dict[str, Callable[[int], dict[str, Any]]] = {"dmd2": t2i_dmd2}
+def image_free(dmd2: Settings) -> Settings:
+    """DMD2's without the GAN: for what learns from the teacher alone."""
+    return {key: value for key, value in dmd2.items() if not key.startswith("method.gan_")}
+
+
+def disback(dmd2: Settings) -> Settings:
+    """Along a short path."""
+    path = {"iterations": 60, "every": 20, "interval": 20, "lr": 5e-4}
+    return {**dmd2, **{f"path.{name}": value for name, value in path.items()}}
+
+
+def fdiv(dmd2: Settings) -> Settings:
+    """As DMD2; of a small batch, few samples lie in a bin."""
+    own = {key: value for key, value in dmd2.items() if key != "method.gan_t_max"}
+    changes = {"gan_own_noise": False, "ramp": 100, "bin_decay": 0.95}
+    return {**own, **{f"method.{name}": value for name, value in changes.items()}}
+
+
+def dmd(dmd2: Settings) -> Settings:
+    """Pairs in place of the GAN."""
+    return {**image_free(dmd2), "method.regression_weight": 0.25}
+
+
+def vsd(dmd2: Settings) -> Settings:
+    """All weights of the critic; it is guided too, and so has to learn the null conditioning."""
+    return {**image_free(dmd2), "method.critic_rank": 0, "method.critic_dropout": 0.1}
+
+
+def snoopi(dmd2: Settings) -> Settings:
+    """Scales around the one of the others."""
+    own = vsd(dmd2)
+    most = 2 * own.pop("method.guidance_scale") - 1
+    return {**own, "method.guidance_range": (1.0, most)}
+
+
+def same(dmd2: Settings) -> Settings:
+    """DMD2 itself."""
+    return dmd2
+
+
+CHANGES: dict[str, Callable[[Settings], Settings]] = {
+    "dmd2": same,
+    "disback": disback,
+    "fdiv": fdiv,
+    "dmd": dmd,
+    "vsd": vsd,
+    "snoopi": snoopi,
+}
+
+
+def changed(dmd2: Preset, change: Callable[[Settings], Settings]) -> Preset:
+    """The preset of another method, in as many steps."""
+    return lambda steps: change(dmd2(steps))
+
+
+FLOW = {method: changed(flow_dmd2, change) for method, change in CHANGES.items()}
+T2I = {method: changed(t2i_dmd2, CHANGES[method]) for method in ("dmd2", "fdiv", "vsd")}
