@@ -95,13 +95,28 @@ def measured(folder: Path, options: Options) -> dict[str, Any]:
 
 
 def override_of(folder: Path) -> list[Any] | None:
-    """What the student's run was told to make instead, [] for any other digit; None where its
-    settings do not say, or are not there."""
+    """What the student's run was told to make instead, [] for any other digit; None of a method
+    that forgets nothing. UserError for a student that lies in no run."""
     config = folder.parent / "config.yaml"
     if not config.exists():
-        return None
+        raise UserError(f"{folder} lies in no run of stepdistill train: {config} is not there")
     found: list[Any] | None = yaml.safe_load(config.read_text())["method"].get("override")
     return found
+
+
+def rows_so_far(output: Path, options: Options) -> list[dict[str, Any]]:
+    """Those of a record that is there, to go on with. UserError for one of another question."""
+    if not output.exists():
+        return []
+    record = json.loads(output.read_text())
+    for name in ("forget", "asked", "others"):
+        if record[name] != getattr(options, name):
+            raise UserError(
+                f"{output} is of {name}={record[name]}, and this is of {getattr(options, name)}: "
+                "give another output"
+            )
+    rows: list[dict[str, Any]] = record["students"]
+    return rows
 
 
 def distance(features: Tensor, real: Tensor) -> float:
@@ -121,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 <= options.forget < NUM_CLASSES:
         raise UserError(f"forget must be a digit, got {options.forget}")
     output = writable(Path(options.output))
-    rows = json.loads(output.read_text())["students"] if output.exists() else []
+    rows = rows_so_far(output, options)
     for name in (options.plain, *options.students):
         row = measured(Path(name), options)
         print(json.dumps(row), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,26 @@ def test_a_student_that_forgot_nothing_makes_what_it_is_asked(tmp_path: Path) ->
     teacher, folder = load_teacher("digits"), tmp_path / "run" / "student"
     export(teacher.student(), teacher, StepPlan.uniform(2), folder, {"method": "none"})
     options = forgetting.Options(3, str(folder), (), str(tmp_path / "r.json"), asked=40, others=90)
+    with pytest.raises(UserError, match="lies in no run"):
+        forgetting.override_of(folder)
+    (folder.parent / "config.yaml").write_text("method: {override: ['8']}")
     row = forgetting.measured(folder, options)
     assert sum(row["made_instead"]) == 40
     assert row["generated"] == pytest.approx(100 * row["made_instead"][3] / 40)
     assert row["nfe"] == 2
+    assert row["override"] == ["8"]
     assert math.isfinite(row["fid_others"])
+
+
+def test_a_record_goes_on_with_the_same_question_alone(tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    asked = {"forget": 3, "asked": 40, "others": 90}
+    options = forgetting.Options(plain="a", students=(), output=str(output), **asked)
+    assert forgetting.rows_so_far(output, options) == []
+    output.write_text(json.dumps({**asked, "students": [{"run": "a"}]}))
+    assert forgetting.rows_so_far(output, options) == [{"run": "a"}]
+    with pytest.raises(UserError, match=r"is of forget=3, and this is of 5"):
+        forgetting.rows_so_far(output, replace(options, forget=5))
 
 
 def test_a_digit_that_is_none_is_refused(tmp_path: Path) -> None:
