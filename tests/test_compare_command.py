@@ -401,4 +401,5 @@ def test_a_guided_teacher_stands_in_the_table_unguided_too() -> None:
     }
     shown = markdown([made["digits-flow"]])
     assert "| teacher, unguided | 20 | 1 | 2.06 | 58.50 | 1.499 |" in shown
+    assert "The unguided teacher's figures are of 2,000 samples." in shown
     assert "unguided" not in markdown([made["digits"]])

@@ -127,11 +127,17 @@ def _markdown(group: Group) -> str:
 
 def _unguided(group: Group) -> list[str]:
     """The teacher alone, from what is bundled with it: methods that guide both scores match it."""
-    record, bar = find_world(group.teacher).teacher_record(), group.bar
-    alone = next(row for row in record["grid"] if row["guidance_scale"] == 1)
-    ratio = (alone["fid"] - record["grid_floor"]) / (bar["fid"] - bar["fid_floor"])
+    alone, bar = _alone(group.teacher), group.bar
+    floor = find_world(group.teacher).teacher_record()["grid_floor"]
+    ratio = (alone["fid"] - floor) / (bar["fid"] - bar["fid_floor"])
     own = [f"{ratio:.2f}", f"{alone[group.accuracy]:.2f}", f"{alone['diversity']:.3f}"]
     return ["teacher, unguided", str(alone["nfe"]), "1", *own, "", "", ""]
+
+
+def _alone(teacher: str) -> dict[str, Any]:
+    """What is bundled with a teacher of its quality without guidance."""
+    grid: list[dict[str, Any]] = find_world(teacher).teacher_record()["grid"]
+    return next(row for row in grid if row["guidance_scale"] == 1)
 
 
 def _below(group: Group) -> str:
@@ -145,6 +151,9 @@ def _below(group: Group) -> str:
         "Seconds are the processor's, of training alone; memory is the most that an update holds, "
         "weights and moments included, as counted for a CPU.",
     ]
+    if bar["guidance_scale"] != 1:
+        count = _alone(group.teacher)["num_samples"]
+        said.append(f"The unguided teacher's figures are of {count:,} samples.")
     if group.stopped:
         said.append(f"Stopped at a limit of time, before the budget: {', '.join(group.stopped)}.")
     return " ".join(said)
