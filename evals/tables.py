@@ -1,7 +1,7 @@
 """Render README's tables from the JSON records in evals/records/.
 
 python -m stepdistill.evals.tables            # rewrite README.md between its markers
-python -m stepdistill.evals.tables --check    # exit 1 if README.md differs
+python -m stepdistill.evals.tables --check    # exit 2 if README.md differs
 """
 
 from __future__ import annotations

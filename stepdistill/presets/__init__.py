@@ -1,4 +1,4 @@
-"""Settings that work for the built-in worlds: named functions, found by measurement.
+"""Settings for the built-in worlds: named functions; each file says how they were found.
 
 A preset replaces the defaults of ``train METHOD --teacher NAME``; options given still win, and the
 resolved settings are written to the run's config.yaml.

@@ -1,4 +1,8 @@
-"""For the two text-to-image worlds, on captioned digits: 10 to 30 minutes of a core each."""
+"""For the two text-to-image worlds, on captioned digits: 10 to 30 minutes of a core each.
+
+DMD2's were searched for, in one step and in four. Those of other methods are changes to them, which
+were run in one step (VSD's on the flow teacher in four too), and not searched for.
+"""
 
 from __future__ import annotations
 
