@@ -45,6 +45,16 @@ def test_a_changed_default_is_found(tmp_path: Path) -> None:
     assert own.read_text() == PAGE.read_text()
 
 
+def test_every_table_is_rendered(tmp_path: Path) -> None:
+    """A page whose tables are emptied is the same again: none is left as it stands."""
+    own, between = tmp_path / "methods.md", r"(<!-- ([^>]+): begin -->\n).*?(<!-- \2: end -->)"
+    emptied = re.sub(between, r"\1\3", PAGE.read_text(), flags=re.DOTALL)
+    assert len(emptied) < len(PAGE.read_text()) / 2
+    own.write_text(emptied)
+    pages.main([f"--page={own}"])
+    assert own.read_text() == PAGE.read_text()
+
+
 def test_knobs_are_those_that_a_method_adds_or_changes() -> None:
     """VSD's guidance has another default, its critic a rank, and its t_min is as in all others."""
     shown = pages.knobs(VSDConfig, MatchingConfig)
