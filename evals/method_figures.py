@@ -6,14 +6,15 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from stepdistill.cells.given import in_words
 from stepdistill.cells.table import Group, spread_text
 
 PLAIN = "`sid`"  # the students that the others' distance is divided by
 
 
 def compared(name: str, measured: Sequence[Group]) -> str:
-    """One row a teacher and a number of calls, with the place among the methods compared; "" for
-    none."""
+    """One row a teacher, a number of calls and what was given, with the place among the methods
+    compared; "" for none."""
     lines = [
         "| teacher | budget | calls | seeds | ratio ↓ | place | accuracy, % ↑ | diversity → 1 |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -26,8 +27,10 @@ def compared(name: str, measured: Sequence[Group]) -> str:
                     ratio = spread_text(row.values["fid_ratio"], 2)
                     accuracy = spread_text(row.values["accuracy"], 2)
                     diversity = spread_text(row.values["diversity"], 3)
-                    cells = (ratio, f"{place} of {len(peers)}", accuracy, diversity)
-                    about = f"{group.teacher} | {group.budget:,.0f} | {steps} | {len(row.seeds)}"
+                    among = f"{place} of {len(peers)}" if len(peers) > 1 else "–"
+                    cells = (ratio, among, accuracy, diversity)
+                    given = ", ".join(filter(None, (group.teacher, in_words(row.given))))
+                    about = f"{given} | {group.budget:,.0f} | {steps} | {len(row.seeds)}"
                     lines.append(f"| {about} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 

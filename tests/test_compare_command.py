@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from safetensors.torch import load_file
 
 from stepdistill import checkpoint
 from stepdistill.cells import meter, training
-from stepdistill.cells.table import Group, markdown
+from stepdistill.cells.cell import Cell
+from stepdistill.cells.given import given_settings
+from stepdistill.cells.table import Group, groups, markdown
 from stepdistill.cells.tasks import Asked, plan
 from stepdistill.cells.worlds import find_world
 from stepdistill.errors import NonFiniteError
+from stepdistill.evaluation.comparing.records import read_records
 from stepdistill.evaluation.running.engine import Engine
 from stepdistill.metrics.quality import floor
 from stepdistill.presets import lengths
@@ -245,9 +249,6 @@ def test_pairs_are_made_once_a_seed_and_counted(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_table_is_of_the_records(two: Path, tmp_path: Path) -> None:
     """Means and deviations over seeds, from records whose numbers are set here."""
-    from stepdistill.cells.table import groups, markdown
-    from stepdistill.evaluation.comparing.records import read_records
-
     ratios, files = (1.25, 1.5, 2.5), []
     for seed, ratio in enumerate(ratios):
         own = record(two)
@@ -291,6 +292,39 @@ def test_the_summary_is_written(two: Path) -> None:
         assert f"{own['cell']['fid_ratio']:,.2f}" in (two / "table.md").read_text()
 
 
+GIVEN = {"method.gan_weight": 0.5, "lr_warmup": 40, "method.guidance_interval": [0.0, 0.7]}
+
+
+def test_settings_stand_in_place_of_the_preset_s(tmp_path: Path) -> None:
+    """As train reads them; what counts iterations grows with the budget; the record says which."""
+    words = ["method.gan_weight=0.5", "lr_warmup=40", "method.guidance_interval=[0,0.7]"]
+    own = Asked(("dmd2",), "digits", (1,), (0,), 2e6, tmp_path, settings=given_settings(words))
+    (task,) = plan(own).tasks
+    (plain,) = plan(replace(own, settings={})).tasks
+    assert task.given == GIVEN
+    part = task.iterations / lengths.compared("digits", "dmd2", 1)["max_steps"]
+    expected = {**plain.settings, **GIVEN, "lr_warmup": round(40 * part)}
+    assert task.settings == expected != plain.settings
+    assert part != 1
+    told, before = (Cell(own, one, 0).identity() for one in (task, plain))
+    assert told["given"] == GIVEN
+    assert "given" not in before
+
+
+@pytest.mark.slow
+def test_cells_of_other_settings_are_rows_of_their_own(two: Path, tmp_path: Path) -> None:
+    """Two students that differ by a setting are no two seeds of one."""
+    plain, given = record(two), record(two)
+    given["cell"]["given"] = {"method.gan_weight": 0.5}
+    files = [tmp_path / "plain.json", tmp_path / "given.json"]
+    for file, own in zip(files, (plain, given), strict=True):
+        file.write_text(json.dumps(own))
+    (found,) = groups(read_records(list(map(str, files))))
+    assert [row.seeds for row in found.rows] == [(0,), (0,)]
+    assert "\n| dmd2, method.gan_weight 0.5 | 1 | 1 |" in markdown([found])
+    assert [row["given"] for row in found.json()["rows"]] == [{}, {"method.gan_weight": 0.5}]
+
+
 MISTAKES = {
     "unknown method": (("--methods", "regresion"), "no method regresion. Did you mean regression?"),
     "twice": (("--methods", "dmd2", "dmd2"), "methods names dmd2 twice"),
@@ -307,6 +341,20 @@ MISTAKES = {
         "regression trains one step, and the plan has 4",
     ),
     "small budget": (("--budget", "3000"), "is too small for dmd2 in 1 step: a generator update"),
+    "no value": (("--settings", "method.gan_weight"), "settings are given as NAME=VALUE"),
+    "a setting twice": (
+        ("--settings", "lr_warmup=1", "lr_warmup=2"),
+        "settings name lr_warmup twice",
+    ),
+    "a comparison's own": (("--settings", "max_steps=9"), "max_steps is set by the comparison"),
+    "unknown setting": (
+        ("--settings", "method.gan_wait=1"),
+        "there is no option --method.gan_wait. Did you mean --method.gan_weight?",
+    ),
+    "no number": (
+        ("--settings", "method.gan_weight=much"),
+        "--method.gan_weight must be a number, got much",
+    ),
     "pairs": (
         ("--methods", "regression", "--budget", "1000"),
         "beside 175,000 for its 5,000 pairs",

@@ -65,7 +65,8 @@ def test_knobs_are_those_that_a_method_adds_or_changes() -> None:
 
 
 def test_figures_are_of_the_method_and_say_its_place() -> None:
-    """The second of two in one call, alone in four; another method's page lacks them."""
+    """The second of two in one call, alone in four, which is no place; another method's page lacks
+    them, and what a row was given stands with its teacher."""
 
     def row(method: str, steps: int, ratio: float) -> Row:
         known = {"fid_ratio": (ratio, ratio), "accuracy": (99.5, 98.5), "diversity": (1.0, None)}
@@ -75,7 +76,10 @@ def test_figures_are_of_the_method_and_say_its_place() -> None:
     group = Group("digits", 1.2e6, 50_000, {}, "class_accuracy", rows, ())
     one, four = figures.compared("dmd2", [group]).splitlines()[2:]
     assert one == "| digits | 1,200,000 | 1 | 2 | 1.50 | 2 of 2 | 99.00 ± 0.71 | 1.000 |"
-    assert four.startswith("| digits | 1,200,000 | 4 | 2 | 0.75 | 1 of 1 |")
+    assert four.startswith("| digits | 1,200,000 | 4 | 2 | 0.75 | – |")
+    given = replace(rows[1], given={"method.gan_weight": 0.5})
+    (one,) = figures.compared("dmd2", [replace(group, rows=(given,))]).splitlines()[2:]
+    assert one.startswith("| digits, method.gan_weight 0.5 | 1,200,000 | 1 |")
     assert figures.compared("sid", [group]).count("digits") == 1
     assert tables.several_seeds(group)
     assert not tables.several_seeds(replace(group, rows=(replace(rows[0], seeds=(0,)),)))

@@ -2,6 +2,8 @@
 
 stepdistill compare --methods dmd2 ect --budget 2e6 --output runs/methods
 stepdistill compare --methods dmd2 --steps 1 --seeds 0 --budget 3e5 --output runs/look --dry_run
+stepdistill compare --methods fdiv --steps 1 --budget 8e6 --settings method.gan_weight=0.5 \
+    --output runs/long
 stepdistill eval compare runs/methods/records/*.json --output methods.html
 
 The same command goes on where a killed one was, and leaves finished cells as they are.
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepdistill.cells.cell import RECORDS, Cell, cells
+from stepdistill.cells.given import given_settings
 from stepdistill.cells.measuring import measure
 from stepdistill.cells.table import groups, markdown
 from stepdistill.cells.tasks import Asked, listing, plan
@@ -47,6 +50,8 @@ class Options:
         num: samples a student is measured on; default: the protocol's
         minutes: processor time after which a cell is stopped, and measured as it is; default: none
         pairs: noise-image pairs for a method that needs them, made once a seed
+        settings: options of train in place of the presets', as NAME=VALUE, for every method; what
+            counts iterations is of a preset's max_steps, and grows with the budget as it does
         dry_run: print the cells, their iterations and network calls, and leave
     """
 
@@ -59,6 +64,7 @@ class Options:
     num: int | None = None
     minutes: float | None = None
     pairs: int = 5_000
+    settings: tuple[str, ...] = ()
     dry_run: bool = False
 
 
@@ -75,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num=options.num,
         minutes=options.minutes,
         pairs=options.pairs,
+        settings=given_settings(options.settings),
     )
     planned = plan(asked)
     print(listing(planned, asked.seeds), flush=True)

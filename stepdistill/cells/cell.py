@@ -52,6 +52,8 @@ class Cell:
             "pairs": self.task.pairs,
             "settings": dict(self.task.settings),
         }
+        if self.task.given:
+            own["given"] = dict(self.task.given)
         plain: dict[str, Any] = json.loads(json.dumps(own))
         return plain
 

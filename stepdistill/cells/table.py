@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
 from ..evaluation.comparing.records import Record
 from .cell import CELL
+from .given import in_words
 from .worlds import find_world
 
 # key of a cell, head of its column, digits behind the point, divided by
@@ -25,12 +26,21 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A method in a number of steps: the values of its seeds by name, None where not known."""
+    """A method in a number of steps: the values of its seeds by name, None where not known.
+
+    ``given`` are settings in place of the preset's.
+    """
 
     method: str
     steps: int
     seeds: tuple[int, ...]
     values: Mapping[str, tuple[float | None, ...]]
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The method, and what it was given."""
+        return ", ".join(filter(None, (self.method, in_words(self.given))))
 
     def json(self) -> dict[str, Any]:
         """Means and standard deviations over the seeds, as plain values."""
@@ -39,7 +49,8 @@ class Row:
             name: None if own is None else {"mean": own[0], "std": own[1]}
             for name, own in found.items()
         }
-        return {"method": self.method, "steps": self.steps, "seeds": [*self.seeds], **named}
+        own = {"method": self.method, "given": dict(self.given), "steps": self.steps}
+        return {**own, "seeds": [*self.seeds], **named}
 
 
 @dataclass(frozen=True)
@@ -75,10 +86,11 @@ def groups(records: Sequence[Record]) -> list[Group]:
 
 def _group(teacher: str, budget: float, num: int, records: Sequence[Record]) -> Group:
     told = [record.part(CELL) for record in records]
-    by_task: dict[tuple[int, str], list[Record]] = {}
+    by_task: dict[tuple[int, str, str], list[Record]] = {}
     for record, cell in zip(records, told, strict=True):
-        by_task.setdefault((cell["steps"], cell["method"]), []).append(record)
-    rows = [_row(method, steps, own) for (steps, method), own in by_task.items()]
+        task = (cell["steps"], cell["method"], in_words(cell.get("given", {})))
+        by_task.setdefault(task, []).append(record)
+    rows = [_row(own) for own in by_task.values()]
     rows.sort(key=lambda row: (row.steps, statistics.fmean(known(row.values["fid_ratio"]))))
     stopped = [f"{c['method']}-{c['steps']}-{c['seed']}" for c in told if c["stopped"]]
     first = told[0]
@@ -93,7 +105,7 @@ def _group(teacher: str, budget: float, num: int, records: Sequence[Record]) -> 
     )
 
 
-def _row(method: str, steps: int, records: Sequence[Record]) -> Row:
+def _row(records: Sequence[Record]) -> Row:
     ordered = sorted(records, key=lambda record: int(record.part(CELL)["seed"]))
     cells = [record.part(CELL) for record in ordered]
     metrics = [record.content["metrics"] for record in ordered]
@@ -101,7 +113,8 @@ def _row(method: str, steps: int, records: Sequence[Record]) -> Row:
     named = {"accuracy": cells[0]["accuracy_metric"], "diversity": "diversity", "fid": "fid"}
     for name, metric in named.items():  # a diversity needs two samples that are told the same
         values[name] = tuple(own.get(metric) for own in metrics)
-    return Row(method, steps, tuple(cell["seed"] for cell in cells), values)
+    first, seeds = cells[0], tuple(cell["seed"] for cell in cells)
+    return Row(first["method"], first["steps"], seeds, values, first.get("given", {}))
 
 
 def markdown(made: Sequence[Group]) -> str:
@@ -120,7 +133,7 @@ def _markdown(group: Group) -> str:
         lines.append(_unguided(group))
     for row in group.rows:
         cells = [spread_text(row.values[key], digits, unit) for key, _, digits, unit in COLUMNS]
-        lines.append([row.method, str(row.steps), str(len(row.seeds)), *cells])
+        lines.append([row.label, str(row.steps), str(len(row.seeds)), *cells])
     shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{shown}\n\n{_below(group)}"
 

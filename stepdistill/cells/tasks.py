@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..parser import nearest
 from ..presets import lengths
 from ..sampling import sample_teacher
 from ..teachers import Teacher, load_teacher
+from .given import as_read
 from .worlds import World, find_world
 
 SAMPLES = 8  # of the batch that calls are counted on
@@ -42,7 +43,8 @@ class Asked:
 
     ``budget`` are network calls a cell; ``num`` are the samples a student is measured on, None for
     the protocol's; ``minutes`` is the most processor time a cell trains, None for no limit;
-    ``pairs`` is how many noise-image pairs a method that needs them is given.
+    ``pairs`` is how many noise-image pairs a method that needs them is given; ``settings`` stand in
+    place of the presets', as a command line writes them.
     """
 
     methods: tuple[str, ...]
@@ -54,6 +56,7 @@ class Asked:
     num: int | None = None
     minutes: float | None = None
     pairs: int = 5_000
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("methods", "steps", "seeds"):
@@ -96,7 +99,8 @@ class Task:
     """A method and a number of steps, whatever the seed.
 
     ``settings`` are options of ``train``, ``iterations`` all that the budget pays for, beside
-    ``pairs`` pairs of ``pair_calls`` each and the ``path_calls`` of a recorded path.
+    ``pairs`` pairs of ``pair_calls`` each and the ``path_calls`` of a recorded path; ``given`` are
+    the settings that a person chose, those that count iterations in the preset's length.
     """
 
     method: str
@@ -108,6 +112,7 @@ class Task:
     pairs: int = 0
     pair_calls: int = 0
     path_calls: float = 0.0
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def spent(self, iterations: int) -> float:
         """Network calls of so many iterations, and of what comes before them."""
@@ -165,7 +170,8 @@ def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
             f"there are no settings for {method} on {asked.teacher}: add a preset of them to "
             "stepdistill/presets, or leave it out of --methods"
         )
-    parsed = _parsed(asked, method, steps, settings)
+    parsed = _parsed(asked, method, steps, {**settings, **asked.settings})
+    chosen = as_read(parsed.resolved, tuple(asked.settings))
     try:
         built = build_method(method, parsed, teacher)
         teacher.check_plan(built.plan)
@@ -186,8 +192,8 @@ def _task(asked: Asked, method: str, steps: int, teacher: Teacher) -> Task:
             f"a budget of {asked.budget:,.0f} network calls is too small for {method} in {steps} "
             f"step{'s' * (steps > 1)}: a generator update takes {least:,.0f}{beside}"
         )
-    scaled = lengths.scaled(settings, iterations)
-    return Task(method, steps, scaled, calls, size, iterations, pairs, each, recorded)
+    scaled = lengths.scaled({**settings, **chosen}, iterations)
+    return Task(method, steps, scaled, calls, size, iterations, pairs, each, recorded, chosen)
 
 
 def _parsed(asked: Asked, method: str, steps: int, settings: Mapping[str, Any]) -> Settings:
