@@ -118,7 +118,7 @@ def _row(records: Sequence[Record]) -> Row:
 
 
 def markdown(made: Sequence[Group]) -> str:
-    """A Markdown table a group, with what its numbers are below it."""
+    """A Markdown table a group, its teacher and budget above it, what its numbers are below it."""
     return "\n\n".join(_markdown(group) for group in made)
 
 
@@ -135,7 +135,8 @@ def _markdown(group: Group) -> str:
         cells = [spread_text(row.values[key], digits, unit) for key, _, digits, unit in COLUMNS]
         lines.append([row.label, str(row.steps), str(len(row.seeds)), *cells])
     shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{shown}\n\n{_below(group)}"
+    about = f"**{group.teacher}, {group.budget:,.0f} network calls a cell**"
+    return f"{about}\n\n{shown}\n\n{_below(group)}"
 
 
 def _unguided(group: Group) -> list[str]:
@@ -156,7 +157,7 @@ def _alone(teacher: str) -> dict[str, Any]:
 def _below(group: Group) -> str:
     bar = group.bar
     said = [
-        f"{group.teacher}: {group.budget:,.0f} network calls a cell (a backward counts two), "
+        "A backward counts two network calls. "
         f"{group.num_samples:,} samples a figure, mean ± standard deviation over training seeds.",
         "The ratio is student to teacher, each Frechet distance above what a perfect model scores "
         f"at its count (the teacher's {bar['fid']:.4g} of {bar['num_samples']:,} samples, above "
