@@ -325,6 +325,8 @@ class GuidedWithin(nn.Module):
     ) -> Prediction:
         low, high = self.interval
         inside = (low < t) & (t <= high)
+        if inside.is_meta:  # no data to decide by: all are guided, which is the most there can be
+            inside = torch.ones(len(x_t), dtype=torch.bool)
         indices = inside.nonzero().flatten(), (~inside).nonzero().flatten()
         parts = [
             denoiser(x_t[index], t[index], cond.select(index), features=features)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from stepdistill.conditioning import Conditioning
+from stepdistill.denoisers import GuidedWithin
 from stepdistill.draws import Draws
 from stepdistill.methods.base import Batch
 from stepdistill.methods.dmd2 import DMD2
@@ -157,6 +158,17 @@ def test_methods_that_learn_from_pairs_are_rehearsed() -> None:
     method = Regression(role, StepPlan(), RegressionConfig())
     peak = rehearse(method, "generator", cond, mid.shape, "cpu")
     assert peak > sum(4 * p.numel() for p in role.trainable().values())
+
+
+@pytest.mark.slow
+def test_guidance_at_some_times_alone_is_rehearsed_as_at_all() -> None:
+    """There are no times to decide by: the most that a batch can need, of samples all guided."""
+    mid = MIDS["dit"]
+    method, cond = dmd2(mid, META, rank=8, gan=False, checkpointed=False), mid.conditioning(META)
+    always = rehearse(method, "generator", cond, mid.shape, "cpu")
+    method.real = GuidedWithin(method.real, method.teacher, (0.0, 0.7))
+    within = rehearse(method, "generator", cond, mid.shape, "cpu")
+    assert always <= within < 1.05 * always
 
 
 @pytest.mark.slow
