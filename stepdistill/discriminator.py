@@ -10,6 +10,7 @@ A discriminator answers two questions, one in each phase:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -116,7 +117,8 @@ def _cat(batches: tuple[Noisy, ...]) -> Noisy:
 
 
 class AllBlocks(nn.Module):
-    """A denoiser whose features are those of all its blocks (LADD), not of one.
+    """A denoiser whose features are those of all its blocks, not of one, tokens laid out as the map
+    that they were cut from (LADD).
 
     The denoiser is the very one that is given, and its own features stay what they are.
     """
@@ -141,7 +143,19 @@ class AllBlocks(nn.Module):
         x0_hat = self.denoiser(x_t, t, cond).x0_hat
         for tap in self.taps:  # the denoiser is called by others too
             tap.on = False
-        return Prediction(x0_hat, tuple(tap.take() for tap in self.taps))
+        return Prediction(x0_hat, tuple(as_map(tap.take(), x_t) for tap in self.taps))
+
+
+def as_map(feature: Tensor, x_t: Tensor) -> Tensor:
+    """Tokens (B, h w, C) of the square patches of images ``x_t`` as (B, C, h, w); others as are."""
+    if feature.ndim != 3 or x_t.ndim != 4:
+        return feature
+    (height, width), count = x_t.shape[2:], feature.shape[1]
+    patch = math.isqrt(height * width // count)
+    rows, columns = height // max(patch, 1), width // max(patch, 1)
+    if (rows * patch, columns * patch, rows * columns) != (height, width, count):
+        return feature
+    return feature.transpose(1, 2).reshape(len(feature), -1, rows, columns)
 
 
 class Head(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from stepdistill.backbones.pixel import PixelBackbone
 from stepdistill.conditioning import Conditioning
 from stepdistill.denoisers import Denoiser, PredictsEDM
-from stepdistill.discriminator import AllBlocks, Head
+from stepdistill.discriminator import AllBlocks, Head, as_map
 from stepdistill.losses import gan_discriminator
 from stepdistill.schedules import EDMSchedule
 
@@ -95,8 +95,25 @@ def test_all_blocks_of_a_transformer_are_its_list() -> None:
     own = teacher.denoiser(x_t, t, cond, features=True).features[0]
     count = len(teacher.denoiser.backbone.network.transformer_blocks)
     assert len(features) == count
-    assert all(feature.shape == own.shape for feature in features)
-    assert torch.equal(features[count // 2], own)
+    patch = teacher.denoiser.backbone.network.config.patch_size
+    rows, columns = (size // patch for size in teacher.sample_shape[1:])
+    assert all(feature.shape == (2, own.shape[2], rows, columns) for feature in features)
+    assert torch.equal(features[count // 2].flatten(2).transpose(1, 2), own)
+
+
+def test_tokens_lie_where_their_patches_were() -> None:
+    """Of a picture wider than high, row by row; what is no grid of square patches stays."""
+    x_t = torch.randn(2, 1, 4, 12)
+    cut = x_t.unfold(2, 2, 2).unfold(3, 2, 2)  # (B, 1, rows, columns, 2, 2)
+    tokens = cut.flatten(4).squeeze(1).flatten(1, 2)
+    laid = as_map(tokens, x_t)
+    assert laid.shape == (2, 4, 2, 6)
+    assert torch.equal(laid[:, 0], x_t[:, 0, ::2, ::2])
+    assert torch.equal(laid[:, 3], x_t[:, 0, 1::2, 1::2])
+    with_text, of_a_film = tokens[:, :11], torch.randn(2, 1, 3, 4, 12)
+    assert as_map(with_text, x_t) is with_text
+    assert as_map(tokens, of_a_film) is tokens
+    assert as_map(laid, x_t) is laid
 
 
 def test_two_trunks_over_one_denoiser_do_not_meddle() -> None:

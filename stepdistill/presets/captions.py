@@ -116,8 +116,13 @@ def t2i_dmd2(steps: int) -> Settings:
 
 
 def image_free(dmd2: Settings) -> Settings:
-    """DMD2's without the GAN: for what learns from the teacher alone."""
-    return {key: value for key, value in dmd2.items() if not key.startswith("method.gan_")}
+    """DMD2's without the GAN: for what learns from the teacher alone.
+
+    Several steps are trained through all of them: nothing else holds the last one to the data while
+    one critic follows the samples of all.
+    """
+    own = {key: value for key, value in dmd2.items() if not key.startswith("method.gan_")}
+    return own if "times" in own else {**own, "method.through_all_steps": True}
 
 
 def disback(dmd2: Settings) -> Settings:
