@@ -214,6 +214,12 @@ def flow_sid(steps: int) -> Settings:
     return own if steps == 1 else {**own, "method.generator_lr": own["method.generator_lr"] / 4}
 
 
+def flow_snoopi(steps: int) -> Settings:
+    """Several steps of the flow teacher at lower scales: up to 2.5, not 3.5 or 5."""
+    own = snoopi(flow_dmd2(steps))
+    return own if steps == 1 else {**own, "method.guidance_range": (1.0, 2.5)}
+
+
 FLOW = {method: changed(flow_dmd2, change) for method, change in CHANGES.items()}
-FLOW["sid"] = flow_sid
+FLOW |= {"sid": flow_sid, "snoopi": flow_snoopi}
 T2I = {method: changed(t2i_dmd2, change) for method, change in CHANGES.items()}
