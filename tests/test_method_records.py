@@ -15,6 +15,7 @@ from stepdistill.errors import UserError
 from stepdistill.export import export
 from stepdistill.metrics.quality import digits_reference
 from stepdistill.plans import StepPlan
+from stepdistill.presets import lengths
 from stepdistill.teachers import load_teacher
 
 modes = importlib.import_module("stepdistill.evals.mode_coverage")
@@ -96,3 +97,15 @@ def test_the_cost_of_a_method_beside_itself_is_1(tmp_path: Path) -> None:
     record = json.loads(output.read_text())
     assert 0.5 < record["ratio"] < 2
     assert record["pairs"] == 6
+
+
+CELLS = sorted((Path(__file__).parents[1] / "evals" / "records" / "methods").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", CELLS, ids=[file.stem for file in CELLS])
+def test_a_recorded_cell_is_of_todays_presets(file: Path) -> None:
+    """What docs/methods.md shows is what the same command trains now, to the last setting."""
+    cell = json.loads(file.read_text())["cell"]
+    preset = lengths.compared(cell["teacher"], cell["method"], cell["steps"])
+    now = lengths.scaled({**preset, **cell.get("given", {})}, cell["max_steps"])
+    assert json.loads(json.dumps(now)) == cell["settings"]

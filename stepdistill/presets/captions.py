@@ -1,8 +1,8 @@
 """For the two text-to-image worlds, on captioned digits: 10 to 30 minutes of a core each.
 
 DMD2's were searched for, in one step and in four. Those of other methods are changes to them, and
-not searched for, but SiD's and LADD's in one step: at DMD2's rates, or with one update to one, both
-ended at more than twice its distance.
+searched for only where they ended at more than twice the best distance: SiD and LADD in one step,
+at DMD2's rates or with one update to one, SiD and SNOOPI in several of the flow teacher.
 """
 
 from __future__ import annotations
